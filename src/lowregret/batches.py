@@ -1,0 +1,83 @@
+"""The tensor nouns that cross rooms.
+
+A packed batch is one long row of tokens without padding: documents stand one after another, those of one slot
+adjacent. Positions restart with each document; no attention and no label crosses a document boundary.
+Suffixes: T packed tokens, N documents, L tokens of one document.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizedExample:
+    """One document and which of its tokens are completion tokens.
+
+    >>> example = TokenizedExample(tokens=np.array([5, 6, 7]), completion=np.array([False, True, True]))
+    >>> example.num_completion_tokens
+    2
+    """
+
+    tokens: Int[np.ndarray, " L"]
+    """Token ids."""
+    completion: Bool[np.ndarray, " L"]
+    """True where the token is to be predicted with loss. The first token can't be."""
+
+    @property
+    def num_completion_tokens(self) -> int:
+        return int(self.completion[1:].sum())
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedBatch:
+    """Documents of one or more slots, packed without padding; one forward and backward holds it.
+
+    >>> batch = PackedBatch(tokens=torch.tensor([5, 6, 7]), positions=torch.tensor([0, 1, 2]),
+    ...     targets=torch.tensor([6, 7, 0]), weights=torch.tensor([0., 1., 0.]),
+    ...     segment_lengths=(3,), segment_slots=("r8",))
+    >>> batch.slots
+    ('r8',)
+    """
+
+    tokens: Int[Tensor, " T"]
+    """Token ids, int64."""
+    positions: Int[Tensor, " T"]
+    """Position of each token in its own document, int64."""
+    targets: Int[Tensor, " T"]
+    """The next token of the same document; 0 at a document's last token, where the weight is 0. int64."""
+    weights: Float[Tensor, " T"]
+    """Loss weight of predicting `targets[t]` from position t; 1 on completion tokens, else 0. float32."""
+    segment_lengths: tuple[int, ...]
+    """Length of each document, in order; they sum to T."""
+    segment_slots: tuple[str, ...]
+    """Slot of each document; documents of one slot are adjacent."""
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """Slots present, in order of their tokens."""
+        return tuple(dict.fromkeys(self.segment_slots))
+
+    @property
+    def slot_lengths(self) -> dict[str, int]:
+        """Tokens of each slot, in order."""
+        lengths: dict[str, int] = {}
+        for slot, length in zip(self.segment_slots, self.segment_lengths, strict=True):
+            lengths[slot] = lengths.get(slot, 0) + length
+        return lengths
+
+    def to(self, device: torch.device) -> PackedBatch:
+        """The same batch on another device."""
+        return PackedBatch(
+            tokens=self.tokens.to(device),
+            positions=self.positions.to(device),
+            targets=self.targets.to(device),
+            weights=self.weights.to(device),
+            segment_lengths=self.segment_lengths,
+            segment_slots=self.segment_slots,
+        )

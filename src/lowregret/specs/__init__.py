@@ -1,0 +1,26 @@
+"""The nouns of a run as frozen dataclasses. Standard library only."""
+
+from lowregret.specs.adapter import AdapterSpec, FullSpec
+from lowregret.specs.data import DataFacts, DataSpec
+from lowregret.specs.hardware import HardwareSpec
+from lowregret.specs.model import ModelSpec
+from lowregret.specs.optim import OptimSpec, ScheduleSpec
+from lowregret.specs.plan import Derived, ResolvedPlan
+from lowregret.specs.run import RunSpec, SlotSpec, TrackingSpec, TrainSpec
+
+__all__ = [
+    "AdapterSpec",
+    "DataFacts",
+    "DataSpec",
+    "Derived",
+    "FullSpec",
+    "HardwareSpec",
+    "ModelSpec",
+    "OptimSpec",
+    "ResolvedPlan",
+    "RunSpec",
+    "ScheduleSpec",
+    "SlotSpec",
+    "TrackingSpec",
+    "TrainSpec",
+]
