@@ -1,0 +1,152 @@
+"""Full fine-tuning behind the same interface as the bank: fp32 masters, and a working copy that computes.
+
+In fp32 the working copy is the masters. In bf16 it is a rounding of them, by default stochastic: rounding to nearest
+leaves a weight where it is until its update crosses half a unit in the last place, which swallows nearly all of the
+first updates (science.md, "The swallowed update").
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from lowregret.adapters.inject import linear_kinds, select_sites
+from lowregret.adapters.parameters import ParameterBlock
+from lowregret.errors import SpecError
+from lowregret.specs import FullSpec
+
+
+def stochastic_bf16(value: Tensor, generator: torch.Generator) -> Tensor:
+    """Round fp32 to bf16 up or down at random, with the probabilities that make the mean exact.
+
+    The low 16 bits of the fp32 pattern are the position between two bf16 neighbours: adding a uniform 16-bit number and
+    cutting them off rounds away from zero with just that probability. Non-finite values are rounded to nearest.
+
+    Args:
+        value: fp32, any shape, contiguous.
+        generator: stream of the random bits, on `value`'s device.
+    """
+    bits = value.contiguous().view(torch.int32)
+    words = torch.empty(-(-bits.numel() // 4), dtype=torch.int64, device=value.device)
+    words.random_(generator=generator)
+    noise = words.view(torch.int16)[: bits.numel()].view(bits.shape).to(torch.int32) & 0xFFFF
+    rounded = ((bits + noise) & -65536).view(torch.float32).to(torch.bfloat16)
+    return torch.where(torch.isfinite(value), rounded, value.to(torch.bfloat16))
+
+
+class FullParameters:
+    """The slot `full`: every weight (or the matched matrices) of a model of its own.
+
+    The model passed in belongs to this object: its working weights change. The frozen base of a bank is another copy.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        spec: FullSpec,
+        *,
+        head_name: str,
+        slot: str = "full",
+        masters: dict[str, Tensor] | None = None,
+    ) -> None:
+        """
+        Args:
+            model: computes in fp32 or bf16.
+            masters: fp32 weights to start from; None: the model's own.
+
+        Raises:
+            SpecError: a target of a matched support matches nothing.
+        """
+        self.model = model
+        self.spec = spec
+        self.slot = slot
+        self._retired = False
+        trained = _support(model, spec, head_name)
+        self._parameters = {name: p for name, p in model.named_parameters() if name in trained}
+        self._masters: dict[str, Tensor] = {}
+        self._grads: dict[str, Tensor] = {}
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in self._parameters)
+        for name, parameter in self._parameters.items():
+            start = parameter.detach() if masters is None else masters[name]
+            if parameter.dtype == torch.bfloat16:
+                self._masters[name] = start.to(torch.float32).clone().contiguous()
+            else:
+                parameter.data = start.to(parameter.dtype).clone().contiguous()
+                self._masters[name] = parameter.data
+            self._grads[name] = torch.zeros_like(self._masters[name])
+            parameter.register_post_accumulate_grad_hook(self._accumulator(name))
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """The one slot, unless it was retired."""
+        return () if self._retired else (self.slot,)
+
+    @property
+    def masters(self) -> dict[str, Tensor]:
+        """fp32 weights by parameter name."""
+        return self._masters
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(master.numel() for master in self._masters.values())
+
+    def blocks(self, slot: str) -> tuple[ParameterBlock, ...]:
+        """One block a parameter tensor, in model order."""
+        del slot
+        return tuple(
+            ParameterBlock(name=name, role="full", value=master.view(-1), grad=self._grads[name].view(-1))
+            for name, master in self._masters.items()
+        )
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for grad in self._grads.values():
+            grad.zero_()
+
+    def retire(self, slot: str) -> None:
+        """Stop training."""
+        del slot
+        self._retired = True
+
+    def publish(self, slot: str, step: int = 0) -> None:
+        """Round the masters into the bf16 working copy; the random bits depend on (seed, step, parameter) alone."""
+        del slot
+        for name, parameter in self._parameters.items():
+            if parameter.dtype != torch.bfloat16:
+                continue
+            master = self._masters[name]
+            if self.spec.rounding == "nearest":
+                parameter.data.copy_(master)
+            else:
+                parameter.data.copy_(stochastic_bf16(master, self._stream(name, step)))
+
+    def _stream(self, name: str, step: int) -> torch.Generator:
+        digest = hashlib.sha256(f"{self.spec.rounding_seed}/{step}/{name}".encode()).digest()
+        device = self._parameters[name].device
+        return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+    def _accumulator(self, name: str) -> Callable[[Tensor], None]:
+        """Moves autograd's gradient of one micro-batch into the fp32 accumulator, and frees it."""
+
+        def accumulate(parameter: Tensor) -> None:
+            assert parameter.grad is not None
+            self._grads[name].add_(parameter.grad)
+            parameter.grad = None
+
+        return accumulate
+
+
+def _support(model: nn.Module, spec: FullSpec, head_name: str) -> set[str]:
+    names = {name for name, _ in model.named_parameters()}
+    if spec.support == "all":
+        return names
+    sites = select_sites(linear_kinds(model, head_name), spec.targets, unembed=spec.unembed)
+    matched = {f"{site}.weight" for site in sites}
+    missing = matched - names
+    if missing:
+        raise SpecError(f"support 'matched': {sorted(missing)[0]} is tied to another weight; leave --unembed off")
+    return matched

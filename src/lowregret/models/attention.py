@@ -1,0 +1,143 @@
+"""Packed causal attention: each document of a packed row attends to itself only.
+
+Registered with transformers under the name `lowregret_packed`. A forward that brings no packing (a decoding step with
+a cache) falls through to transformers' own sdpa attention. `packed_attention_reference` is the same thing with one
+softmax a document; tests hold the two equal.
+Suffixes: H heads, K key-value heads, T packed tokens, L tokens of one document, C channels of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from lowregret.errors import ModelError
+
+NAME = "lowregret_packed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packing:
+    """Document lengths of a packed row; they sum to T.
+
+    >>> Packing(lengths=(3, 2)).offsets
+    (0, 3)
+    """
+
+    lengths: tuple[int, ...]
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """Where each document starts."""
+        starts, at = [], 0
+        for length in self.lengths:
+            starts.append(at)
+            at += length
+        return tuple(starts)
+
+
+def packed_attention_reference(
+    q_HTC: Float[Tensor, "H T C"],
+    k_KTC: Float[Tensor, "K T C"],
+    v_KTC: Float[Tensor, "K T C"],
+    lengths: Sequence[int],
+    scaling: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Float[Tensor, "H T C"]:
+    """softmax(q k^T * scaling) v within each document, causal, with an optional sliding window and soft cap."""
+    repeat = q_HTC.shape[0] // k_KTC.shape[0]
+    outputs: list[Tensor] = []
+    start = 0
+    for length in lengths:
+        rows = slice(start, start + length)
+        start += length
+        q, k, v = q_HTC[:, rows], k_KTC[:, rows], v_KTC[:, rows]
+        k, v = k.repeat_interleave(repeat, 0), v.repeat_interleave(repeat, 0)
+        scores = (q @ k.transpose(1, 2)).to(torch.promote_types(q.dtype, torch.float32)) * scaling
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        scores = scores.masked_fill(~allowed(length, window, q.device), float("-inf"))
+        outputs.append(torch.softmax(scores, -1).to(v.dtype) @ v)
+    return torch.cat(outputs, dim=1)
+
+
+def allowed(length: int, window: int | None, device: torch.device) -> Tensor:
+    """Boolean [L, L]: may query i see key j? j <= i, and within the last `window` positions where one is set."""
+    positions = torch.arange(length, device=device)
+    behind = positions[:, None] - positions[None, :]
+    mask = behind >= 0
+    return mask if window is None else mask & (behind < window)
+
+
+def packed_attention(
+    q_HTC: Float[Tensor, "H T C"],
+    k_KTC: Float[Tensor, "K T C"],
+    v_KTC: Float[Tensor, "K T C"],
+    lengths: Sequence[int],
+    scaling: float,
+    window: int | None = None,
+) -> Float[Tensor, "H T C"]:
+    """The reference by torch's fused kernel, document by document: no score matrix is kept for the backward."""
+    outputs: list[Tensor] = []
+    for q, k, v in zip(q_HTC.split(lengths, 1), k_KTC.split(lengths, 1), v_KTC.split(lengths, 1), strict=True):
+        length = q.shape[1]
+        masked = window is not None and window < length
+        outputs.append(
+            torch.nn.functional.scaled_dot_product_attention(
+                q[None],
+                k[None],
+                v[None],
+                attn_mask=allowed(length, window, q.device) if masked else None,
+                is_causal=not masked,
+                scale=scaling,
+                enable_gqa=q.shape[0] != k.shape[0],
+            )[0]
+        )
+    return torch.cat(outputs, dim=1)
+
+
+def _forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface: query [1, H, T, C], key and value [1, K, T, C]; returns [1, T, H, C]."""
+    packing = cast("Packing | None", kwargs.pop("packing", None))
+    if kwargs.get("s_aux") is not None:
+        raise ModelError("this model's attention has sinks (s_aux), which packed attention does not support yet")
+    if packing is None:
+        output, _ = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+        return output, None
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    window, softcap = kwargs.get("sliding_window"), kwargs.get("softcap")
+    if softcap is None:
+        output = packed_attention(query[0], key[0], value[0], packing.lengths, scale, window)
+    else:
+        output = packed_attention_reference(query[0], key[0], value[0], packing.lengths, scale, window, softcap)
+    return output.transpose(0, 1)[None], None
+
+
+def register() -> str:
+    """Make the attention known to transformers; returns its name for `attn_implementation`.
+
+    Masks are made for decoding steps only: a packed forward passes a 4-D placeholder, which transformers hands through.
+    """
+    ALL_ATTENTION_FUNCTIONS.register(NAME, _forward)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)
+    return NAME

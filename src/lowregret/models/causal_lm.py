@@ -1,0 +1,93 @@
+"""A causal language model as a trainer sees it: packed tokens to hidden states, hidden states to logits.
+
+Works on any transformers causal LM whose attention goes through transformers' attention interface. The unembedding is
+kept apart from the body, so that logits are made at loss positions only, a chunk at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lowregret.adapters.bank import AdapterBank
+from lowregret.adapters.full import FullParameters
+from lowregret.adapters.routing import Routing
+from lowregret.batches import PackedBatch
+from lowregret.models.attention import Packing
+
+LOGITS_BYTES = 64 << 20
+"""fp32 bytes of one chunk of logits; larger chunks were no faster (benchmarks/kernels.py)."""
+
+
+class CausalLM:
+    """A transformers model, with at most one thing that trains on it."""
+
+    def __init__(self, model: nn.Module, *, trainable: AdapterBank | FullParameters | None = None) -> None:
+        self.model = model
+        self.trainable = trainable
+        config: Any = model.config
+        text_config = config.get_text_config()
+        self.body = cast(nn.Module, getattr(model, str(model.base_model_prefix)))
+        self.vocab_size = int(text_config.vocab_size)
+        self._softcap = cast("float | None", getattr(text_config, "final_logit_softcapping", None))
+        self._logits_divisor = float(getattr(text_config, "logits_scaling", 1.0) or 1.0)
+        self._logits_factor = float(getattr(text_config, "logit_scale", 1.0) or 1.0)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number format of weights and activations."""
+        return next(self.model.parameters()).dtype
+
+    @property
+    def head(self) -> nn.Module:
+        """The unembedding: an `nn.Linear` or an adapted one."""
+        return cast(Any, self.model).get_output_embeddings()
+
+    def hidden(self, batch: PackedBatch) -> Float[Tensor, "T D"]:
+        """Last hidden states of every packed token; run it inside `routed(batch)`."""
+        embedded = cast(Any, self.model).get_input_embeddings()(batch.tokens[None])
+        if torch.is_grad_enabled() and not embedded.requires_grad:
+            embedded.requires_grad_()  # the graph starts here: adapters take no part in it as leaves
+        placeholder = torch.empty(1, 1, 1, 1, dtype=self.dtype, device=batch.tokens.device)
+        output = self.body(
+            inputs_embeds=embedded,
+            position_ids=batch.positions[None],
+            attention_mask=placeholder,
+            packing=Packing(lengths=batch.segment_lengths),
+            use_cache=False,
+        )
+        return output.last_hidden_state[0]
+
+    def logits(self, hidden_PD: Float[Tensor, "P D"]) -> Float[Tensor, "P V"]:
+        """Logits of some hidden states, in the model's dtype."""
+        logits = self.head(hidden_PD)
+        if self._logits_divisor != 1.0:
+            logits = logits / self._logits_divisor
+        if self._logits_factor != 1.0:
+            logits = logits * self._logits_factor
+        if self._softcap is not None:
+            logits = self._softcap * torch.tanh(logits / self._softcap)
+        return logits
+
+    @property
+    def chunk_rows(self) -> int:
+        """Loss positions whose logits are made at once."""
+        return max(32, LOGITS_BYTES // (4 * self.vocab_size) // 32 * 32)
+
+    @contextmanager
+    def routed(self, routing: Routing) -> Iterator[None]:
+        """Bind rows to slots for the forward and backward inside; a model without a bank has nothing to route."""
+        if isinstance(self.trainable, AdapterBank):
+            with self.trainable.route(routing):
+                yield
+        else:
+            yield

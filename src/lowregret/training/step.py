@@ -1,0 +1,157 @@
+"""One optimizer step: micro-batches forward and backward, then every slot's update.
+
+The flat version of this file and of `sft.py` is `recipes/sft_loop.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lowregret.adapters.routing import Routing
+from lowregret.batches import PackedBatch
+from lowregret.models.causal_lm import CausalLM
+from lowregret.objectives.nll import nll, nll_with_gradient
+from lowregret.training.optimizer import AdamW
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlotStep:
+    """What one step did to one slot.
+
+    >>> SlotStep(loss=1.25, tokens=100, grad_norm=0.5, diverged=False).loss
+    1.25
+    """
+
+    loss: float
+    """Mean NLL of the step's completion tokens before the update, nats."""
+    tokens: int
+    """All tokens of the step, prompts included."""
+    grad_norm: float
+    """Global gradient norm before clipping."""
+    diverged: bool
+    """True where loss or gradient was not finite: the slot was retired and its weights were left alone."""
+
+
+def train_step(
+    model: CausalLM,
+    batches: Sequence[PackedBatch],
+    optimizers: Mapping[str, AdamW],
+    *,
+    factor: float,
+    step: int,
+) -> dict[str, SlotStep]:
+    """Accumulate the gradients of all micro-batches, then update every slot that had tokens.
+
+    The loss of a slot is the mean over its completion tokens in the whole step, so splitting the step into
+    micro-batches in another way gives the same update.
+    """
+    assert model.trainable is not None
+    model.trainable.zero_grad()
+    totals = _weight_totals(batches)
+    losses = dict.fromkeys(totals, 0.0)
+    for batch in batches:
+        for slot, loss in forward_backward(model, batch, totals).items():
+            losses[slot] += loss
+    report: dict[str, SlotStep] = {}
+    for slot, loss in losses.items():
+        norm = float("nan")
+        if math.isfinite(loss):
+            norm = optimizers[slot].step(model.trainable.blocks(slot), factor)
+        if math.isfinite(norm):
+            model.trainable.publish(slot, step)
+        else:
+            model.trainable.retire(slot)
+        tokens = sum(batch.slot_lengths.get(slot, 0) for batch in batches)
+        report[slot] = SlotStep(loss=loss, tokens=tokens, grad_norm=norm, diverged=not math.isfinite(norm))
+    return report
+
+
+def forward_backward(model: CausalLM, batch: PackedBatch, totals: Mapping[str, float]) -> dict[str, float]:
+    """One micro-batch: adds to the slots' gradients, returns each slot's share of its mean loss.
+
+    Logits exist for one chunk of loss positions at a time; the body's backward runs once, from the hidden states.
+    """
+    batch = batch.to(model.device)
+    normaliser_T = _per_token(batch, {slot: 1.0 / total for slot, total in totals.items()})
+    with model.routed(Routing.from_lengths(batch.slot_lengths)):
+        hidden_TD = model.hidden(batch)
+        positions = torch.nonzero(batch.weights).flatten()
+        leaf_PD = hidden_TD.detach()[positions]
+        weights_P = batch.weights[positions] * normaliser_T[positions]
+        losses_P, grad_PD = _head_backward(model, leaf_PD, batch, positions, weights_P)
+        grad_TD = torch.zeros_like(hidden_TD)
+        grad_TD[positions] = grad_PD
+        hidden_TD.backward(grad_TD)
+    return _sum_by_slot(batch, positions, losses_P * weights_P)
+
+
+def _head_backward(
+    model: CausalLM, leaf_PD: Tensor, batch: PackedBatch, positions: Tensor, weights_P: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Loss of each position and the gradient of its hidden state, chunk by chunk."""
+    routing = Routing.from_lengths(batch.slot_lengths)
+    targets_P = batch.targets[positions]
+    losses, grads = [], []
+    for rows in _chunks(positions, model.chunk_rows):
+        chunk = leaf_PD[rows].requires_grad_()
+        with model.routed(routing.selected(positions[rows].tolist())):
+            logits = model.logits(chunk)
+            chunk_losses, grad_logits = nll_with_gradient(logits.detach(), targets_P[rows], weights_P[rows])
+            logits.backward(grad_logits)
+        assert chunk.grad is not None
+        losses.append(chunk_losses)
+        grads.append(chunk.grad)
+    return torch.cat(losses), torch.cat(grads)
+
+
+@torch.no_grad()
+def batch_nll(model: CausalLM, batch: PackedBatch, routing: Routing | None = None) -> Tensor:
+    """NLL of every loss position of a packed batch, nats, in order of the tokens; nothing is trained.
+
+    Args:
+        routing: rows to slots; None: as the batch says. A routing to None gives the base model.
+    """
+    batch = batch.to(model.device)
+    routing = routing or Routing.from_lengths(batch.slot_lengths)
+    with model.routed(routing):
+        hidden_TD = model.hidden(batch)
+    positions = torch.nonzero(batch.weights).flatten()
+    losses = []
+    for rows in _chunks(positions, model.chunk_rows):
+        with model.routed(routing.selected(positions[rows].tolist())):
+            losses.append(nll(model.logits(hidden_TD[positions[rows]]), batch.targets[positions[rows]]))
+    return torch.cat(losses)
+
+
+def _chunks(positions: Tensor, size: int) -> list[slice]:
+    return [slice(start, start + size) for start in range(0, positions.numel(), size)]
+
+
+def _weight_totals(batches: Sequence[PackedBatch]) -> dict[str, float]:
+    totals: dict[str, float] = {}
+    for batch in batches:
+        parts = batch.weights.split(list(batch.segment_lengths))
+        for slot, part in zip(batch.segment_slots, parts, strict=True):
+            totals[slot] = totals.get(slot, 0.0) + float(part.sum())
+    return totals
+
+
+def _per_token(batch: PackedBatch, by_slot: Mapping[str, float]) -> Tensor:
+    values = torch.tensor([by_slot[slot] for slot in batch.segment_slots], dtype=batch.weights.dtype)
+    lengths = torch.tensor(batch.segment_lengths)
+    return torch.repeat_interleave(values, lengths).to(batch.weights.device)
+
+
+def _sum_by_slot(batch: PackedBatch, positions: Tensor, values_P: Tensor) -> dict[str, float]:
+    sums: dict[str, float] = {}
+    start = 0
+    for slot, length in batch.slot_lengths.items():
+        inside = (positions >= start) & (positions < start + length)
+        sums[slot] = float(values_P[inside].double().sum())
+        start += length
+    return sums
