@@ -91,3 +91,12 @@ class CausalLM:
                 yield
         else:
             yield
+
+    def use_activation_checkpointing(self, on: bool) -> None:
+        """Keep only each layer's input and recompute the rest in the backward."""
+        if on:
+            model = cast(Any, self.model)
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            for module in self.model.modules():
+                if hasattr(module, "gradient_checkpointing"):
+                    module.training = True  # transformers recomputes in train mode only; children stay in eval mode

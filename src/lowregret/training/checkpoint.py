@@ -1,0 +1,67 @@
+"""Saves and restores a run's state, bitwise: masters, moments, update counts, retired slots, step.
+
+Tensors go into safetensors, the rest into JSON; the run directory adds checksums and makes each checkpoint atomic.
+Data order and random rounding are functions of (seed, step), so nothing else needs saving.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lowregret.errors import CheckpointError
+from lowregret.training.optimizer import AdamW
+from lowregret.training.state import Lane, RunState
+
+
+def save_checkpoint(state: RunState, folder: Path) -> None:
+    """Write `state.json` and one safetensors file a slot into an existing folder."""
+    slots = {}
+    for lane in state.lanes:
+        for slot, optimizer in lane.optimizers.items():
+            slots[slot] = {"updates": optimizer.updates, "live": slot in lane.live}
+            save_file(_slot_tensors(lane, slot, optimizer), folder / f"{slot}.safetensors")
+    (folder / "state.json").write_text(json.dumps({"step": state.step, "slots": slots}))
+
+
+def load_checkpoint(state: RunState, folder: Path) -> None:
+    """Bring a freshly built state to where the checkpoint was.
+
+    Raises:
+        CheckpointError: the checkpoint holds other slots or shapes than the run.
+    """
+    record = json.loads((folder / "state.json").read_text())
+    known = {slot for lane in state.lanes for slot in lane.optimizers}
+    if set(record["slots"]) != known:
+        raise CheckpointError(f"{folder} holds the slots {sorted(record['slots'])}, the run has {sorted(known)}")
+    state.step = int(record["step"])
+    for lane in state.lanes:
+        for slot, optimizer in lane.optimizers.items():
+            optimizer.updates = int(record["slots"][slot]["updates"])
+            saved = load_file(folder / f"{slot}.safetensors")
+            _copy_into(_slot_tensors(lane, slot, optimizer), saved, folder)
+            if not record["slots"][slot]["live"]:
+                lane.trainable.retire(slot)
+            elif optimizer.updates:
+                lane.trainable.publish(slot, state.step)
+
+
+def _slot_tensors(lane: Lane, slot: str, optimizer: AdamW) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for block in lane.trainable.blocks(slot):
+        tensors[f"{block.name}.value"] = block.value
+        tensors[f"{block.name}.first"] = optimizer.moments[block.name].first
+        tensors[f"{block.name}.second"] = optimizer.moments[block.name].second
+    return tensors
+
+
+@torch.no_grad()
+def _copy_into(targets: dict[str, Tensor], saved: dict[str, Tensor], folder: Path) -> None:
+    if targets.keys() != saved.keys() or any(targets[key].shape != saved[key].shape for key in targets):
+        raise CheckpointError(f"{folder} does not fit this model and spec; resume with the spec that wrote it")
+    for key, target in targets.items():
+        target.copy_(saved[key])
