@@ -104,7 +104,8 @@ def _encode(hint: Any, value: object, path: str) -> TomlValue:
     if origin is tuple:
         if not isinstance(value, tuple):
             raise _wrong_type(path, hint, value)
-        return [_encode(item_hint, item, where) for item_hint, item, where in _items(args, value, path)]
+        values = cast("tuple[object, ...]", value)
+        return [_encode(item_hint, item, where) for item_hint, item, where in _items(args, values, path)]
     if origin is dict:
         if not isinstance(value, dict):
             raise _wrong_type(path, hint, value)
