@@ -61,7 +61,7 @@ def metric(step: int, loss: float = 1.0) -> MetricRow:
 
 
 def evaluation(step: int, split: str = "test", nll: float = 1.0) -> EvalRow:
-    return EvalRow(step=step, slot="r8", split=split, nll=nll, bits=1.44, tokens=10)
+    return EvalRow(step=step, slot="r8", split=split, nll=nll, tokens=10)
 
 
 def test_what_is_written_reads_back(tmp_path: Path) -> None:
@@ -95,6 +95,9 @@ def test_a_line_of_metrics_is_strict_json_with_the_promised_keys(tmp_path: Path)
     line = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0]
     record = json.loads(line, parse_constant=refuse)
     assert {"step", "slot", "loss", "tokens", "lr"} <= record.keys()
+    with RunDirectory.open(tmp_path / "run") as run:
+        run.append_evals([evaluation(1, nll=2.0)])
+    assert json.loads((tmp_path / "run" / "evals.jsonl").read_text())["bits"] == pytest.approx(2.885390)
     assert metric(1).untimed() == replace(metric(1), seconds=None)
 
 
@@ -138,6 +141,8 @@ def test_truncating_drops_what_came_after_the_checkpoint(tmp_path: Path) -> None
         assert [row.step for row in run.read_evals()] == [0, 1, 2, 4]
         assert [row.when for row in run.read_samples()] == ["before"]
         assert before.startswith((tmp_path / "run" / "metrics.jsonl").read_bytes())
+        run.truncate_logs(-1)
+        assert run.read_metrics() == run.read_evals() == run.read_samples() == ()
 
 
 def test_another_run_and_other_files_are_refused_with_the_remedy(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, TypeVar, cast, get_type_hints
 
 
@@ -48,7 +48,7 @@ class MetricRow:
 class EvalRow:
     """Held-out negative log-likelihood of one slot on one split.
 
-    >>> EvalRow(step=0, slot="base", split="test", nll=math.log(2), bits=1.0, tokens=512).bits
+    >>> EvalRow(step=0, slot="base", split="test", nll=math.log(2), tokens=512).bits
     1.0
     """
 
@@ -60,12 +60,15 @@ class EvalRow:
     """`validation` (to choose by), `test` (to report), or the name of a further data set."""
     nll: float
     """Nats per completion token."""
-    bits: float
-    """Bits per completion token: nll / ln 2."""
+    bits: float = field(init=False)
+    """Bits per completion token: nll / ln 2, derived."""
     tokens: int
     """Completion tokens it is the mean of."""
     seconds: float | None = None
     """Wall time of the evaluation. Timing: two equal runs differ in it."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bits", self.nll / math.log(2))
 
     def untimed(self) -> EvalRow:
         """The row without its timing, for comparing two runs."""
@@ -97,7 +100,7 @@ RowType = TypeVar("RowType", MetricRow, EvalRow, SampleRow)
 
 def encode_row(row: Row) -> str:
     """One line of JSON, without a newline; fields that are None are left out."""
-    fields = {field.name: getattr(row, field.name) for field in dataclasses.fields(cast(Any, row))}
+    fields = {f.name: getattr(row, f.name) for f in dataclasses.fields(cast(Any, row))}
     record = {name: _encode_number(value) for name, value in fields.items() if value is not None}
     return json.dumps(record, ensure_ascii=False, allow_nan=False)
 
@@ -105,7 +108,9 @@ def encode_row(row: Row) -> str:
 def row_decoder(cls: type[RowType]) -> Callable[[str], RowType]:
     """A function from a line to a row. It raises ValueError or TypeError on a line that is not such a row."""
     hints = get_type_hints(cls)
-    required = {f.name for f in dataclasses.fields(cast(Any, cls)) if f.default is dataclasses.MISSING}
+    fields = dataclasses.fields(cast(Any, cls))
+    derived = {f.name for f in fields if not f.init}
+    required = {f.name for f in fields if f.default is dataclasses.MISSING} - derived
     floats = [name for name, hint in hints.items() if hint in (float, float | None)]
 
     def decode(line: str) -> RowType:
@@ -117,6 +122,8 @@ def row_decoder(cls: type[RowType]) -> Callable[[str], RowType]:
             raise ValueError(f"without {', '.join(sorted(missing))}")
         if unknown := values.keys() - hints.keys():
             raise ValueError(f"unknown {', '.join(sorted(unknown))}")
+        for name in derived & values.keys():
+            del values[name]
         for name in floats:
             if name in values:
                 values[name] = float(values[name])

@@ -144,14 +144,14 @@ class RunDirectory:
         return self._samples.read()
 
     def truncate_logs(self, step: int) -> None:
-        """Drop what was logged after a checkpoint's step; a resumed run logs it again.
+        """Drop what was logged after a checkpoint's step; a resumed run logs it again. -1 drops everything.
 
         Answers given after training go too: a run that goes on has not come to them.
         """
         self._lock.acquire()
         self._metrics.rewrite(row for row in self._metrics.read() if row.step <= step)
         self._evals.rewrite(row for row in self._evals.read() if row.step <= step)
-        self._samples.rewrite(row for row in self._samples.read() if row.when == "before")
+        self._samples.rewrite(row for row in self._samples.read() if row.when == "before" and step >= 0)
 
     @contextmanager
     def writing_checkpoint(self, step: int, *, keep: int = 2) -> Generator[Path, None, None]:
