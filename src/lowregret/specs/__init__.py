@@ -2,19 +2,23 @@
 
 from lowregret.specs.adapter import AdapterSpec, FullSpec
 from lowregret.specs.data import DataFacts, DataSpec
-from lowregret.specs.hardware import HardwareSpec
+from lowregret.specs.hardware import DeviceFacts, HardwareSpec
 from lowregret.specs.model import ModelSpec
 from lowregret.specs.optim import OptimSpec, ScheduleSpec
 from lowregret.specs.plan import Derived, ResolvedPlan
 from lowregret.specs.run import RunSpec, SlotSpec, TrackingSpec, TrainSpec
+from lowregret.specs.shape import MatrixShape, ModelShape
 
 __all__ = [
     "AdapterSpec",
     "DataFacts",
     "DataSpec",
     "Derived",
+    "DeviceFacts",
     "FullSpec",
     "HardwareSpec",
+    "MatrixShape",
+    "ModelShape",
     "ModelSpec",
     "OptimSpec",
     "ResolvedPlan",
