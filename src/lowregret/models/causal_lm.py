@@ -18,7 +18,7 @@ from lowregret.adapters.bank import AdapterBank
 from lowregret.adapters.full import FullParameters
 from lowregret.adapters.routing import Routing
 from lowregret.batches import PackedBatch
-from lowregret.models.attention import Packing
+from lowregret.models.attention import NAME, Packing
 
 LOGITS_BYTES = 64 << 20
 """fp32 bytes of one chunk of logits; larger chunks were no faster (benchmarks/kernels.py)."""
@@ -54,6 +54,7 @@ class CausalLM:
 
     def hidden(self, batch: PackedBatch) -> Float[Tensor, "T D"]:
         """Last hidden states of every packed token; run it inside `routed(batch)`."""
+        assert cast(Any, self.model).config._attn_implementation == NAME, "another model shares this model's config"
         embedded = cast(Any, self.model).get_input_embeddings()(batch.tokens[None])
         if torch.is_grad_enabled() and not embedded.requires_grad:
             embedded.requires_grad_()  # the graph starts here: adapters take no part in it as leaves
@@ -96,7 +97,7 @@ class CausalLM:
         """Keep only each layer's input and recompute the rest in the backward."""
         if on:
             model = cast(Any, self.model)
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.activation_checkpointing_enable({"use_reentrant": False})
             for module in self.model.modules():
                 if hasattr(module, "gradient_checkpointing"):
                     module.training = True  # transformers recomputes in train mode only; children stay in eval mode

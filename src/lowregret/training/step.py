@@ -62,12 +62,14 @@ def train_step(
         norm = float("nan")
         if math.isfinite(loss):
             norm = optimizers[slot].step(model.trainable.blocks(slot), factor)
-        if math.isfinite(norm):
+        # An infinity in the working copy would reach other slots' rows as 0 * inf: it is never published.
+        healthy = math.isfinite(norm) and all(_bounded(block.value) for block in model.trainable.blocks(slot))
+        if healthy:
             model.trainable.publish(slot, step)
         else:
             model.trainable.retire(slot)
         tokens = sum(batch.slot_lengths.get(slot, 0) for batch in batches)
-        report[slot] = SlotStep(loss=loss, tokens=tokens, grad_norm=norm, diverged=not math.isfinite(norm))
+        report[slot] = SlotStep(loss=loss, tokens=tokens, grad_norm=norm, diverged=not healthy)
     return report
 
 
@@ -126,6 +128,11 @@ def batch_nll(model: CausalLM, batch: PackedBatch, routing: Routing | None = Non
         with model.routed(routing.selected(positions[rows].tolist())):
             losses.append(nll(model.logits(hidden_TD[positions[rows]]), batch.targets[positions[rows]]))
     return torch.cat(losses)
+
+
+def _bounded(values: Tensor) -> bool:
+    """Finite, with room for alpha / rank in fp32; also False for NaN."""
+    return values.numel() == 0 or bool(values.abs().max() < 1e30)
 
 
 def _chunks(positions: Tensor, size: int) -> list[slice]:

@@ -1,0 +1,178 @@
+"""Many adapters = many runs; isolation; kernel = reference; fresh adapter = base."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import bank_on, examples, optimizers, packed, randomise_b, tiny_llama
+
+from lowregret.adapters.grouped import (
+    Columns,
+    accumulate_adapter_gradients,
+    grouped_linear,
+    grouped_linear_backward,
+    grouped_linear_reference,
+    padded_columns,
+)
+from lowregret.adapters.routing import Routing
+from lowregret.specs import AdapterSpec, OptimSpec
+from lowregret.training.step import train_step
+
+SLOTS = {
+    "r1": (AdapterSpec(rank=1), OptimSpec(lr=3e-3)),
+    "r4": (AdapterSpec(rank=4, alpha=8, targets=("attention",), init_seed=1), OptimSpec(lr=1e-3, lr_b=3e-3)),
+    "r16": (AdapterSpec(rank=16, targets=("mlp",), unembed=True), OptimSpec(lr=5e-3, weight_decay=0.01)),
+    "r7": (AdapterSpec(rank=7, alpha=16, targets=("q_proj", "layers.1.mlp.down_proj")), OptimSpec(lr=2e-3, clip_norm=1)),
+}
+
+
+def run_slots(names: list[str], dtype: torch.dtype) -> tuple[dict[str, list[float]], dict[str, torch.Tensor]]:
+    """Ten steps of these slots in one bank, each with its own data; losses and the update of every master."""
+    lm, bank = bank_on(tiny_llama(), {name: SLOTS[name][0] for name in names}, dtype=dtype)
+    start = {name: torch.cat([block.value.clone() for block in bank.blocks(name)]) for name in names}
+    optimizer = optimizers(bank, {name: SLOTS[name][1] for name in names})
+    losses: dict[str, list[float]] = {name: [] for name in names}
+    for step in range(10):
+        documents = {name: examples(3, seed=100 * list(SLOTS).index(name) + step) for name in names}
+        for name, report in train_step(lm, [packed(documents)], optimizer, factor=1.0, step=step).items():
+            losses[name].append(report.loss)
+    update = {name: torch.cat([b.value for b in bank.blocks(name)]) - start[name] for name in names}
+    return losses, update
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_slots_of_one_bank_equal_separate_runs(dtype: torch.dtype) -> None:
+    together_losses, together = run_slots(list(SLOTS), dtype)
+    for name in SLOTS:
+        alone_losses, alone = run_slots([name], dtype)
+        assert alone[name].abs().max() > 0
+        if dtype == torch.float32:
+            assert together_losses[name] == pytest.approx(alone_losses[name], abs=1e-5)
+            assert (together[name] - alone[name]).norm() <= 1e-4 * alone[name].norm()
+        else:
+            assert together_losses[name] == pytest.approx(alone_losses[name], abs=1e-9)
+            torch.testing.assert_close(together[name], alone[name], rtol=0, atol=1e-9)
+
+
+def test_slots_that_join_and_leave_do_not_touch_the_others() -> None:
+    lm, bank = bank_on(tiny_llama(), {"a": AdapterSpec(rank=4)})
+    optimizer = optimizers(bank, {"a": OptimSpec(lr=1e-2)})
+    train_step(lm, [packed({"a": examples(2)})], optimizer, factor=1.0, step=1)
+    before = [block.value.clone() for block in bank.blocks("a")]
+    with lm.routed(Routing.from_lengths({"a": 5})):
+        logits = lm.logits(lm.hidden(packed({"a": examples(1, shortest=5, longest=5)})))
+    bank.join("b", AdapterSpec(rank=8, unembed=True))
+    bank.leave("b")
+    bank.join("c", AdapterSpec(rank=2, targets=("mlp",)))
+    assert all(torch.equal(b.value, old) for b, old in zip(bank.blocks("a"), before, strict=True))
+    with lm.routed(Routing.from_lengths({"a": 5})):
+        again = lm.logits(lm.hidden(packed({"a": examples(1, shortest=5, longest=5)})))
+    torch.testing.assert_close(again, logits, rtol=1e-5, atol=1e-6)
+
+
+def test_a_slot_without_tokens_stays_bitwise_unchanged() -> None:
+    lm, bank = bank_on(tiny_llama(), {"busy": AdapterSpec(rank=4), "idle": AdapterSpec(rank=8)})
+    randomise_b(bank, "idle")
+    before = [block.value.clone() for block in bank.blocks("idle")]
+    optimizer = optimizers(bank, {"busy": OptimSpec(lr=1e-2), "idle": OptimSpec(lr=1e-2, weight_decay=0.1)})
+    reports = train_step(lm, [packed({"busy": examples(3)})], optimizer, factor=1.0, step=1)
+    assert set(reports) == {"busy"}
+    assert all(torch.equal(b.value, old) for b, old in zip(bank.blocks("idle"), before, strict=True))
+    assert all(not b.grad.any() for b in bank.blocks("idle"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_slot_that_goes_nan_is_retired_and_no_other_changes(dtype: torch.dtype) -> None:
+    def three_steps(poisoned: bool) -> list[torch.Tensor]:
+        lm, bank = bank_on(tiny_llama(), {"bad": AdapterSpec(rank=4), "good": AdapterSpec(rank=4, init_seed=3)}, dtype=dtype)
+        optimizer = optimizers(bank, {"bad": OptimSpec(lr=1e-2), "good": OptimSpec(lr=1e-2)})
+        if poisoned:
+            bank.weights["bad"].b.fill_(1e28)  # finite, and overflows in the first forward
+            bank.publish("bad")
+        for step in range(3):
+            documents = {slot: examples(2, seed=step) for slot in ("bad", "good") if slot in bank.slots or not poisoned}
+            reports = train_step(lm, [packed(documents)], optimizer, factor=1.0, step=step)
+            if poisoned and step == 0:
+                assert reports["bad"].diverged and not reports["good"].diverged
+                assert bank.slots == ("good",)
+        return [block.value for block in bank.blocks("good")]
+
+    for healthy, beside_nan in zip(three_steps(False), three_steps(True), strict=True):
+        assert torch.isfinite(beside_nan).all()
+        torch.testing.assert_close(beside_nan, healthy, rtol=1e-2 if dtype == torch.bfloat16 else 1e-4, atol=1e-5)
+
+
+def test_a_slot_whose_update_overflows_is_never_published() -> None:
+    lm, bank = bank_on(tiny_llama(), {"bad": AdapterSpec(rank=4), "good": AdapterSpec(rank=4)})
+    optimizer = optimizers(bank, {"bad": OptimSpec(lr=1e35), "good": OptimSpec(lr=1e-3)})
+    reports = train_step(lm, [packed({"bad": examples(2), "good": examples(2)})], optimizer, factor=1.0, step=1)
+    assert reports["bad"].diverged and not reports["good"].diverged
+    reports = train_step(lm, [packed({"good": examples(2)})], optimizer, factor=1.0, step=2)
+    assert not reports["good"].diverged and bank.slots == ("good",)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_fresh_adapter_gives_exactly_the_base(dtype: torch.dtype) -> None:
+    lm, _ = bank_on(tiny_llama(), {"r1": AdapterSpec(rank=1), "r16": AdapterSpec(rank=16, unembed=True)}, dtype=dtype)
+    batch = packed({"r1": examples(2), "r16": examples(2)})
+    logits = []
+    for routing in (Routing.from_lengths(batch.slot_lengths), Routing.from_lengths({None: batch.tokens.numel()})):
+        with lm.routed(routing), torch.no_grad():
+            logits.append(lm.logits(lm.hidden(batch)))
+    assert torch.equal(logits[0], logits[1])
+
+
+def test_the_base_is_the_model_it_was() -> None:
+    batch = packed({"r4": examples(3)})
+    plain = tiny_llama()
+    starts = [0, *torch.tensor(batch.segment_lengths).cumsum(0).tolist()]
+    with torch.no_grad():
+        expected = torch.cat([plain(batch.tokens[None, a:b]).logits[0] for a, b in zip(starts, starts[1:], strict=False)])
+    lm, _ = bank_on(tiny_llama(), {"r4": AdapterSpec(rank=4, unembed=True)})
+    with lm.routed(Routing.from_lengths(batch.slot_lengths)), torch.no_grad():
+        torch.testing.assert_close(lm.logits(lm.hidden(batch)), expected, rtol=1e-5, atol=1e-6)
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    ranks=st.lists(st.integers(1, 9), min_size=1, max_size=4),
+    lengths=st.lists(st.integers(1, 7), min_size=4, max_size=4),
+    seed=st.integers(0, 1000),
+)
+def test_kernel_equals_the_loop_forward_and_gradient(ranks: list[int], lengths: list[int], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    d_in, d_out = 11, 13
+    adapters = {f"s{k}": (normal(r, d_in), normal(d_out, r), 0.5 + k) for k, r in enumerate(ranks)}
+    spans = Routing.from_lengths({**{f"s{k}": lengths[k] for k in range(len(ranks))}, None: 2}).spans
+    x_TD, dy_TF, weight_FD = normal(spans[-1].stop, d_in), normal(spans[-1].stop, d_out), normal(d_out, d_in)
+    columns, start = {}, 0
+    for slot, (a_RD, _, scaling) in adapters.items():
+        columns[slot] = Columns(start=start, rank=a_RD.shape[0], scaling=scaling)
+        start += a_RD.shape[0]
+    width = padded_columns(start)
+    folded = torch.zeros(d_out + width, d_in + width, dtype=torch.float64)
+    folded[:d_out, :d_in] = weight_FD
+    for slot, (a_RD, b_FR, scaling) in adapters.items():
+        at = columns[slot]
+        folded[d_out + at.start : d_out + at.stop, :d_in] = a_RD
+        folded[:d_out, d_in + at.start : d_in + at.stop] = scaling * b_FR
+    y_TF, u_TR = grouped_linear(x_TD, folded, spans, columns, d_out)
+    dx_TD, du_TR = grouped_linear_backward(dy_TF, folded, spans, columns, d_in)
+    gradients = {slot: (torch.zeros_like(a), torch.zeros_like(b)) for slot, (a, b, _) in adapters.items()}
+    accumulate_adapter_gradients(x_TD, dy_TF, u_TR, du_TR, spans, columns, gradients)
+
+    leaves = {s: (a.clone().requires_grad_(), b.clone().requires_grad_(), k) for s, (a, b, k) in adapters.items()}
+    x_leaf = x_TD.clone().requires_grad_()
+    expected = grouped_linear_reference(x_leaf, weight_FD, leaves, spans)
+    expected.backward(dy_TF)
+    torch.testing.assert_close(y_TF, expected.detach(), rtol=0, atol=1e-9)
+    torch.testing.assert_close(dx_TD, x_leaf.grad, rtol=0, atol=1e-9)
+    for slot, (a, b, _) in leaves.items():
+        torch.testing.assert_close(gradients[slot][0], a.grad, rtol=0, atol=1e-9)
+        torch.testing.assert_close(gradients[slot][1], b.grad, rtol=0, atol=1e-9)
