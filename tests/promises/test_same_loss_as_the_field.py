@@ -18,6 +18,9 @@ from lowregret.models.load import prepare_module, with_full
 from lowregret.specs import AdapterSpec, FullSpec
 from lowregret.training.step import forward_backward
 
+# peft 0.21 asks transformers 5.23 by a name that it has deprecated
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
 SIZES: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 48,
