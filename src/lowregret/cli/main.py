@@ -1,0 +1,88 @@
+"""`lowregret`: parse, call one command, turn an error into one line. Each command is imported when it is called."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated, cast
+
+import tyro
+from tyro.conf import subcommand
+
+from lowregret.cli.flags import Command, Export, Plan, Runs, Sft
+from lowregret.errors import LowregretError
+
+DESCRIPTION = """\
+lowregret answers one question with evidence: will LoRA match full fine-tuning on this model and this data, and with
+which settings? `plan` computes what a run would do, without loading weights. `sft` trains adapters of many ranks and
+learning rates in one pass over one frozen base, measures the loss on held-out data as it goes, and leaves a run
+directory with the adapters, their curves and a report. `export` writes an adapter for PEFT, or merges it.
+
+Start here:
+
+lowregret plan --model smollm2-135m --data reasoning-gym:chain_sum --rank 1,8,64
+
+lowregret sft --model smollm2-135m --data reasoning-gym:chain_sum --rank 1,8,64 --steps 100
+
+lowregret runs
+"""
+
+_COMMANDS = (
+    Annotated[Sft, subcommand("sft")]
+    | Annotated[Plan, subcommand("plan")]
+    | Annotated[Export, subcommand("export")]
+    | Annotated[Runs, subcommand("runs")]
+)
+
+
+def parse(arguments: Sequence[str]) -> Command:
+    """The command that the arguments spell; exits with code 2 and a hint where they spell none."""
+    command = tyro.cli(
+        _COMMANDS,  # pyright: ignore[reportArgumentType, reportCallIssue]
+        prog="lowregret",
+        description=DESCRIPTION,
+        args=list(arguments),
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
+    )
+    return cast(Command, command)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Exit code of the command: 0 done, 1 the result fell short, 2 an error the user can mend, 130 interrupted."""
+    command = parse(arguments)
+    try:
+        return _dispatch(command)
+    except LowregretError as error:
+        if command.debug:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted before training began; nothing was lost", file=sys.stderr)
+        return 130
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def _dispatch(command: Command) -> int:
+    match command:
+        case Sft():
+            from lowregret.cli.sft import sft
+
+            return sft(command)
+        case Plan():
+            from lowregret.cli.plan import plan
+
+            return plan(command)
+        case Export():
+            from lowregret.cli.export import export
+
+            return export(command)
+        case Runs():
+            from lowregret.cli.runs import runs
+
+            return runs(command)
