@@ -10,6 +10,7 @@ regression is linear in the coefficients: the squared distance of the log rate t
 its curvature in percent of the loss, is what a wrong rate costs. The priors are the paper's law and `TYPICAL`.
 """
 
+# ruff: noqa: T201
 from __future__ import annotations
 
 import argparse

@@ -215,7 +215,8 @@ def _rl_rate(model_type: str, hidden_size: int, *, alpha: float, full: bool) -> 
     factors = {"width and family": here / there, "alpha": alpha_factor(alpha, 50)}
     if full:
         factors["FullFT"] = 1 / RL_RATIO
-    reason = f"{RL_LORA:.2g} at any rank in 60 public runs on Qwen3-1.7B (LoRA / FullFT there 3 to 6){_factor_text(factors)}"
+    runs = "60 public runs on Qwen3-1.7B (LoRA / FullFT there 3 to 6)"
+    reason = f"{RL_LORA:.2g} at any rank in {runs}{_factor_text(factors)}"
     spread = math.hypot(0.4, 0.0 if model_type == RL_MODEL_TYPE else fitted.FAMILY_SD)
     return _rate(RL_LORA * math.prod(factors.values()), spread, reason, "RL replication, Qwen3-1.7B on MATH", factors)
 
@@ -226,9 +227,7 @@ def _log_width(hidden_size: int) -> float:
     return math.log(inside / 4096) + 0.5 * math.log(hidden_size / inside)
 
 
-def _spread(
-    model_type: str, hidden_size: int, rank: int, factors: Mapping[str, float], batch_size: int
-) -> float:
+def _spread(model_type: str, hidden_size: int, rank: int, factors: Mapping[str, float], batch_size: int) -> float:
     """Standard deviation of the log rate: the fit's own, and half of every factor that the sweep did not vary."""
     inside = min(max(hidden_size, SWEEP_WIDTHS[0]), SWEEP_WIDTHS[1])
     beyond_rank = math.log(max(1.0, rank / SWEEP_RANKS[1]))

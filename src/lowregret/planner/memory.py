@@ -1,0 +1,255 @@
+"""Peak memory of a run by part, before anything is loaded: an upper bound of what this package's engine holds.
+
+The engine packs tokens without padding, keeps the base once for all adapters, and holds fp32 masters, gradients and
+Adam moments for what trains. Parts that are held throughout add up; activations and work space are those of the
+larger lane, because lanes run one after another. The constants that stand for measurement are `Constants`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from lowregret.planner.capacity import adapter_params
+from lowregret.planner.targets import select
+from lowregret.specs.adapter import AdapterSpec, FullSpec
+from lowregret.specs.shape import MatrixShape, ModelShape
+
+DType = Literal["bf16", "fp32"]
+BaseFormat = Literal["bf16", "fp32", "nf4"]
+
+FP32_BYTES = 4
+BYTES = {"bf16": 2, "fp32": FP32_BYTES}
+
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Per weight: 4 bits, an 8-bit scale for 64 weights, and a 32-bit one for 256 scales (double quantisation)."""
+
+COLUMN_MULTIPLE = 16
+"""Adapter columns of a matrix are padded to this (`adapters/grouped.py`)."""
+
+LOGITS_BYTES = 64 << 20
+"""fp32 bytes of one chunk of logits (`models/causal_lm.py`)."""
+MIN_LOGITS_ROWS = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constants:
+    """What counting does not give; set against measured runs (`benchmarks/memory.py`).
+
+    >>> Constants().logits_copies
+    3.5
+    """
+
+    runtime_cpu: int = 700 << 20
+    """Interpreter, torch, transformers, tokenizer and memory-mapped data of a CPU process."""
+    runtime_cuda: int = 600 << 20
+    """CUDA context and cuBLAS work space on the device."""
+    logits_copies: float = 3.5
+    """Buffers of a chunk of logits alive at once, in fp32 chunks: logits, their fp32 copy, the gradient."""
+    transient_copies: float = 2.0
+    """Input and output of the widest matrix that the backward holds beside what is saved."""
+    allocator: float = 1.05
+    """Memory that the allocator holds beyond what is asked of it."""
+
+
+CONSTANTS = Constants()
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryQuestion:
+    """A run as far as its memory goes.
+
+    >>> MemoryQuestion(slots=(AdapterSpec(rank=8),), dtype="bf16", tokens=2048).device
+    'cpu'
+    """
+
+    slots: Sequence[AdapterSpec | FullSpec]
+    """What trains: all adapters share one base, each full fine-tuning has its own."""
+    dtype: DType
+    """Of base weights and activations."""
+    tokens: int
+    """Tokens of one micro-batch."""
+    device: str = "cpu"
+    checkpointing: bool = False
+    """Whether only layer inputs are kept for the backward."""
+    base: BaseFormat | None = None
+    """Format in which the frozen base is stored; None: `dtype`."""
+
+
+def memory(shape: ModelShape, question: MemoryQuestion, *, constants: Constants = CONSTANTS) -> dict[str, int]:
+    """Bytes by part, and their `total`.
+
+    Parts: weights, adapters (masters), gradients, optimizer, working_copies, activations, logits, workspace, runtime.
+    """
+    adapters = [slot for slot in question.slots if isinstance(slot, AdapterSpec)]
+    fulls = [slot for slot in question.slots if isinstance(slot, FullSpec)]
+    columns = _columns(shape, adapters)
+    trained = sum(adapter_params(select(shape, a.targets, unembed=a.unembed), a.rank) for a in adapters)
+    full_trained = [full_params(shape, spec) for spec in fulls]
+    work = BYTES[question.dtype]
+    sites = _sites(shape, columns)
+    copies = sum(columns[index] * (m.d_in + m.d_out + columns[index]) * m.count * work for index, m in sites)
+    if any(m.kind == "unembed" for _, m in sites) and shape.tied:
+        copies += shape.embedding_params * work  # a folded head no longer shares the embedding's memory
+    masters = sum(full_trained) * FP32_BYTES
+    if question.dtype == "bf16":
+        copies += sum(shape.num_params for _ in fulls) * work
+    else:
+        masters += sum(shape.num_params - trained_here for trained_here in full_trained) * FP32_BYTES
+    all_trained = trained + sum(full_trained)
+    parts = {
+        "weights": _base_bytes(shape, question) if adapters else 0,
+        "adapters": trained * FP32_BYTES,
+        "full_masters": masters,
+        "gradients": all_trained * FP32_BYTES,
+        "optimizer": 2 * all_trained * FP32_BYTES,
+        "working_copies": copies,
+        "activations": activation_bytes(shape, question, columns),
+        "logits": int(_logits_bytes(shape) * constants.logits_copies),
+        "workspace": _workspace_bytes(shape, question, columns, bool(fulls), constants),
+    }
+    parts = {name: int(size * constants.allocator) for name, size in parts.items()}
+    parts["runtime"] = constants.runtime_cuda if question.device.startswith("cuda") else constants.runtime_cpu
+    parts["total"] = sum(parts.values())
+    return parts
+
+
+def full_params(shape: ModelShape, spec: FullSpec) -> int:
+    """Parameters that a full fine-tuning trains."""
+    if spec.support == "all":
+        return shape.num_params
+    return sum(matrix.num_weights for matrix in select(shape, spec.targets, unembed=spec.unembed))
+
+
+def activation_bytes(shape: ModelShape, question: MemoryQuestion, columns: Sequence[int]) -> int:
+    """What the forward saves for the backward, all tokens of a micro-batch.
+
+    With checkpointing: each layer's input, and everything of one layer.
+    """
+    work = BYTES[question.dtype]
+    layer = layer_activation_bytes(shape, work=work) + max(_adapter_columns(shape, columns), default=0) * work
+    final = shape.hidden_size * (FP32_BYTES + work)
+    if question.checkpointing:
+        return question.tokens * (shape.num_layers * shape.hidden_size * work + layer + final)
+    return question.tokens * (shape.num_layers * layer + final)
+
+
+def layer_activation_bytes(shape: ModelShape, *, work: int) -> int:
+    """Bytes that one layer saves for one token, in a working format of `work` bytes.
+
+    Counted from what autograd keeps: each norm's input in fp32; the inputs of the linear layers (one for queries, keys
+    and values, one for gate and up); queries, keys and values, and the attention's output twice (by the kernel, and as
+    the next input); of a gated MLP gate, its activation, up and their product, of a plain one both sides of the
+    activation. Attention probabilities are not kept: the fused kernel recomputes them.
+    """
+    queries, keys = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+    norms = 2 * shape.hidden_size * FP32_BYTES + (queries + keys) * FP32_BYTES
+    elements = 2 * shape.hidden_size + 3 * queries + 2 * keys
+    return norms + (elements + _mlp_elements(shape)) * work
+
+
+def largest_micro_batch(shape: ModelShape, question: MemoryQuestion, *, memory_bytes: int) -> int:
+    """Most tokens of a micro-batch that fit; 0 where not even one does."""
+    return _largest(lambda tokens: _fits(shape, _with_tokens(question, tokens), memory_bytes), 1 << 22)
+
+
+def largest_rank_that_fits(shape: ModelShape, question: MemoryQuestion, *, memory_bytes: int, limit: int) -> int:
+    """Largest rank of the question's first adapter that fits, up to `limit`; 0 where rank 1 does not."""
+
+    def fits(rank: int) -> bool:
+        first = question.slots[0]
+        assert isinstance(first, AdapterSpec)
+        slot = AdapterSpec(rank=rank, targets=first.targets, unembed=first.unembed)
+        return _fits(shape, _with_slots(question, (slot, *question.slots[1:])), memory_bytes)
+
+    return _largest(fits, limit)
+
+
+def _fits(shape: ModelShape, question: MemoryQuestion, memory_bytes: int) -> bool:
+    return memory(shape, question)["total"] <= memory_bytes
+
+
+def _with_tokens(question: MemoryQuestion, tokens: int) -> MemoryQuestion:
+    return replace(question, tokens=tokens)
+
+
+def _with_slots(question: MemoryQuestion, slots: Sequence[AdapterSpec | FullSpec]) -> MemoryQuestion:
+    return replace(question, slots=slots)
+
+
+def _largest(fits: Callable[[int], bool], limit: int) -> int:
+    """Largest number in 0..limit that fits, where all smaller ones fit too."""
+    low, high = 0, limit
+    while low < high:
+        middle = (low + high + 1) // 2
+        if fits(middle):
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _columns(shape: ModelShape, adapters: Sequence[AdapterSpec]) -> list[int]:
+    """Adapter columns of each matrix of the shape: the ranks of all slots side by side, padded."""
+    columns = [0] * len(shape.matrices)
+    index_of = {matrix.path: index for index, matrix in enumerate(shape.matrices)}
+    for adapter in adapters:
+        for matrix in select(shape, adapter.targets, unembed=adapter.unembed):
+            columns[index_of[matrix.path]] += matrix.rank_at(adapter.rank)
+    return [-(-number // COLUMN_MULTIPLE) * COLUMN_MULTIPLE for number in columns]
+
+
+def _sites(shape: ModelShape, columns: Sequence[int]) -> list[tuple[int, MatrixShape]]:
+    return [(index, matrix) for index, matrix in enumerate(shape.matrices) if columns[index]]
+
+
+def _adapter_columns(shape: ModelShape, columns: Sequence[int]) -> list[int]:
+    """Columns that each layer saves for one token (u = x A^T), by layer."""
+    totals = [0] * shape.num_layers
+    for index, matrix in _sites(shape, columns):
+        for layer in matrix.layers:
+            totals[layer] += columns[index] * matrix.active_experts
+    return totals
+
+
+def _mlp_elements(shape: ModelShape) -> int:
+    """Activations of the widest MLP: what goes into its last matrix, times the buffers around the activation."""
+    groups: dict[tuple[str, tuple[int, ...]], list[MatrixShape]] = {}
+    for matrix in shape.matrices:
+        if matrix.kind in ("mlp", "expert"):
+            groups.setdefault((matrix.kind, matrix.layers), []).append(matrix)
+    widest = 0
+    for *into, last in groups.values():
+        gated = sum(matrix.d_out for matrix in into) > last.d_in
+        widest = max(widest, (4 if gated else 2) * last.d_in * last.active_experts)
+    return widest
+
+
+def _base_bytes(shape: ModelShape, question: MemoryQuestion) -> int:
+    work = BYTES[question.dtype]
+    if question.base != "nf4":
+        return shape.num_params * BYTES[question.base or question.dtype]
+    packed = sum(m.num_weights for m in shape.matrices if m.kind in ("attention", "mlp", "expert"))
+    return int(packed * NF4_BYTES) + (shape.num_params - packed) * work
+
+
+def _logits_bytes(shape: ModelShape) -> int:
+    """fp32 bytes of one chunk of logits."""
+    rows = max(MIN_LOGITS_ROWS, LOGITS_BYTES // (FP32_BYTES * shape.vocab_size) // MIN_LOGITS_ROWS * MIN_LOGITS_ROWS)
+    return rows * shape.vocab_size * FP32_BYTES
+
+
+def _workspace_bytes(
+    shape: ModelShape, question: MemoryQuestion, columns: Sequence[int], full: bool, constants: Constants
+) -> int:
+    """Buffers that live for one operation: of the backward, of the head, and of the update of the largest weight."""
+    work = BYTES[question.dtype]
+    body = [(i, m) for i, m in enumerate(shape.matrices) if m.kind != "unembed"]
+    widest = max(m.d_in + m.d_out + 2 * columns[i] for i, m in body)
+    backward = int(constants.transient_copies * question.tokens * widest * work)
+    hidden = 4 * question.tokens * shape.hidden_size * work
+    dequantised = max(m.d_in * m.d_out for _, m in body) * work if question.base == "nf4" else 0
+    # The largest weight's gradient before it joins the accumulator; in bf16 also its random bits and rounded copy.
+    update = shape.embedding_params * (FP32_BYTES if question.dtype == "fp32" else work + 12) if full else 0
+    return backward + hidden + dequantised + update

@@ -1,0 +1,226 @@
+"""From a run's specification to a plan with nothing left open.
+
+Pure arithmetic: the caller brings the base's shape, the data's counts and the machine's facts. Every value that is
+filled in stands in `ResolvedPlan.derived` with its reason; what the user set is left as it is. A plan that can't fit is
+refused, and the nearest one that does is named.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Literal, cast
+
+from lowregret.errors import CapacityError, SpecError
+from lowregret.planner.learning_rate import LearningRate, full_rate, lora_rate
+from lowregret.planner.memory import MemoryQuestion, largest_micro_batch, memory
+from lowregret.planner.validate import check_warmup, validate_against_data, validate_against_shape, validate_spec
+from lowregret.planner.warn import warnings_of
+from lowregret.specs.adapter import AdapterSpec
+from lowregret.specs.data import DataFacts
+from lowregret.specs.hardware import DeviceFacts
+from lowregret.specs.plan import Derived, ResolvedPlan
+from lowregret.specs.run import RunSpec, SlotSpec
+from lowregret.specs.shape import ModelShape
+
+USUAL_MICROBATCH = {"cpu": 2048, "cuda": 16384, "mps": 4096}
+"""Tokens of a micro-batch by device. On a CPU larger ones leave the caches and are no faster."""
+
+
+def resolve(spec: RunSpec, *, shape: ModelShape, facts: DataFacts, hardware: DeviceFacts) -> ResolvedPlan:
+    """Fill in what the specification leaves open.
+
+    Args:
+        spec: the run as the user gave it.
+        shape: of the base (`planner.shapes.read_shape`).
+        facts: counts of the training split.
+        hardware: the device that will compute.
+
+    Raises:
+        SpecError: a value is out of range, or does not go with the model.
+        DataError: there is nothing to train on.
+        CapacityError: it does not fit in memory; the message names the nearest plan that does.
+    """
+    validate_spec(spec)
+    validate_against_shape(spec, shape)
+    validate_against_data(spec, facts)
+    derived: list[Derived] = []
+    device = _device(spec, hardware, derived)
+    dtype = _dtype(spec, hardware, derived)
+    threads = _threads(spec, hardware, derived)
+    steps = _steps(spec, facts, derived)
+    check_warmup(spec.train, steps)
+    slots = tuple(_slot(slot, spec, shape, steps, derived) for slot in spec.slots)
+    tokens = _tokens_per_microbatch(spec, shape, facts, hardware, dtype, derived)
+    filled = replace(
+        spec,
+        slots=slots,
+        train=replace(spec.train, steps=steps),
+        hardware=replace(spec.hardware, device=device, dtype=dtype, threads=threads, tokens_per_microbatch=tokens),
+    )
+    return ResolvedPlan(
+        spec=filled,
+        facts=facts,
+        steps=steps,
+        tokens_per_microbatch=tokens,
+        device=device,
+        dtype=dtype,
+        threads=threads,
+        derived=tuple(derived),
+        warnings=warnings_of(filled, shape=shape, facts=facts),
+        memory_bytes=memory(shape, memory_question(filled, tokens)),
+    )
+
+
+def memory_question(spec: RunSpec, tokens: int) -> MemoryQuestion:
+    """A specification with device and dtype filled in, as a question about memory."""
+    return MemoryQuestion(
+        slots=tuple(slot.weights for slot in spec.slots),
+        dtype=cast('Literal["bf16", "fp32"]', spec.hardware.dtype),
+        tokens=tokens,
+        device=spec.hardware.device,
+        checkpointing=spec.hardware.activation_checkpointing,
+    )
+
+
+def _device(spec: RunSpec, hardware: DeviceFacts, derived: list[Derived]) -> str:
+    if spec.hardware.device == "auto":
+        reason = "the first accelerator, else the CPU"
+        derived.append(Derived(name="hardware.device", value=hardware.kind, reason=reason, source="machine"))
+        return hardware.kind
+    if not spec.hardware.device.startswith(hardware.kind):
+        raise SpecError(
+            f"hardware.device: {spec.hardware.device!r} was asked for, the machine was measured as {hardware.kind!r}; "
+            "give the same device to both"
+        )
+    return spec.hardware.device
+
+
+def _dtype(spec: RunSpec, hardware: DeviceFacts, derived: list[Derived]) -> Literal["bf16", "fp32"]:
+    if spec.hardware.dtype != "auto":
+        return spec.hardware.dtype
+    dtype: Literal["bf16", "fp32"] = "bf16" if hardware.bf16_fast else "fp32"
+    reason = f"{hardware.kind} multiplies bf16 {'fast' if hardware.bf16_fast else 'no faster than fp32'}"
+    derived.append(Derived(name="hardware.dtype", value=dtype, reason=reason, source="machine"))
+    return dtype
+
+
+def _threads(spec: RunSpec, hardware: DeviceFacts, derived: list[Derived]) -> int:
+    if spec.hardware.threads is not None:
+        return spec.hardware.threads
+    reason = "torch's default here, fixed so that a resumed run adds in the same order"
+    derived.append(Derived(name="hardware.threads", value=hardware.threads, reason=reason, source="machine"))
+    return hardware.threads
+
+
+def _steps(spec: RunSpec, facts: DataFacts, derived: list[Derived]) -> int:
+    if spec.train.steps is not None:
+        return spec.train.steps
+    steps = max(1, math.ceil(facts.num_examples * spec.train.epochs / spec.train.batch_size))
+    reason = f"{facts.num_examples:,} examples x {spec.train.epochs:g} epochs / {spec.train.batch_size} a step"
+    source = "data, approximate" if facts.approximate else "data"
+    derived.append(Derived(name="train.steps", value=steps, reason=reason, source=source))
+    return steps
+
+
+def slot_rate(slot: SlotSpec, spec: RunSpec, shape: ModelShape, steps: int) -> LearningRate:
+    """The planner's learning rate for a slot, whatever the user set."""
+    batch, schedule = spec.train.batch_size, spec.train.schedule.kind
+    if isinstance(slot.weights, AdapterSpec):
+        return lora_rate(
+            shape.model_type,
+            shape.hidden_size,
+            rank=slot.weights.rank,
+            steps=steps,
+            alpha=slot.weights.alpha,
+            schedule=schedule,
+            batch_size=batch,
+            task=spec.task,
+        )
+    return full_rate(
+        shape.model_type, shape.hidden_size, steps=steps, schedule=schedule, batch_size=batch, task=spec.task
+    )
+
+
+def _slot(slot: SlotSpec, spec: RunSpec, shape: ModelShape, steps: int, derived: list[Derived]) -> SlotSpec:
+    if slot.optim.lr is not None:
+        return slot
+    rate = slot_rate(slot, spec, shape, steps)
+    value = float(f"{rate.value:.2e}")
+    reason = f"{rate.reason}; 90 % interval {rate.low:.1e} to {rate.high:.1e}"
+    derived.append(Derived(name=f"slots.{slot.name}.optim.lr", value=value, reason=reason, source=rate.source))
+    return replace(slot, optim=replace(slot.optim, lr=value))
+
+
+def _tokens_per_microbatch(
+    spec: RunSpec,
+    shape: ModelShape,
+    facts: DataFacts,
+    hardware: DeviceFacts,
+    dtype: Literal["bf16", "fp32"],
+    derived: list[Derived],
+) -> int:
+    """The device's usual size, at least one example, no more than a step has, and no more than fits."""
+    device = spec.hardware.device if spec.hardware.device != "auto" else hardware.kind
+    resolved = replace(spec, hardware=replace(spec.hardware, device=device, dtype=dtype))
+    available = spec.hardware.memory_bytes or hardware.memory_bytes
+    asked = spec.hardware.tokens_per_microbatch
+    # An example is never split, so one that is longer than the budget is a micro-batch by itself.
+    need = max(facts.longest, asked or 0)
+    most = largest_micro_batch(shape, memory_question(resolved, 1), memory_bytes=available)
+    if most < need:
+        raise CapacityError(_refusal(resolved, shape, need, available))
+    if asked is not None:
+        return asked
+    usual = USUAL_MICROBATCH[hardware.kind]
+    step = math.ceil(spec.train.batch_size * len(spec.slots) * facts.mean_length)
+    tokens = max(facts.longest, min(usual, most, step))
+    limits = {
+        usual: f"usual on {hardware.kind}",
+        most: f"what fits in {available / 2**30:.1f} GiB",
+        step: "a whole step",
+    }
+    reason = "the longest example" if tokens == facts.longest else limits[tokens]
+    derived.append(
+        Derived(name="hardware.tokens_per_microbatch", value=tokens, reason=reason, source="memory model and data")
+    )
+    return tokens
+
+
+def _refusal(spec: RunSpec, shape: ModelShape, tokens: int, available: int) -> str:
+    needed = memory(shape, memory_question(spec, tokens))["total"]
+    head = (
+        f"hardware.memory_bytes: the run needs about {needed / 2**30:.1f} GiB for {tokens} tokens at once and "
+        f"{available / 2**30:.1f} GiB are free; "
+    )
+    return head + nearest_fit(spec, shape, tokens, available)
+
+
+def nearest_fit(spec: RunSpec, shape: ModelShape, tokens: int, available: int) -> str:
+    """The smallest change that fits, in a sentence: checkpointing, shorter examples, bf16, fewer or smaller slots."""
+    changes: list[tuple[str, RunSpec]] = [("", spec)]
+    lean = replace(spec, hardware=replace(spec.hardware, activation_checkpointing=True))
+    changes.append(("activation checkpointing (--activation-checkpointing)", lean))
+    if spec.hardware.dtype == "fp32":
+        half = replace(lean, hardware=replace(lean.hardware, dtype="bf16"))
+        changes.append(("activation checkpointing and --dtype bf16", half))
+    for name, change in changes:
+        most = largest_micro_batch(shape, memory_question(change, 1), memory_bytes=available)
+        if most >= tokens:
+            return f"it fits with {name}"
+    for name, change in changes:
+        most = largest_micro_batch(shape, memory_question(change, 1), memory_bytes=available)
+        if most >= 256:
+            with_change = f" and {name}" if name else ""
+            return f"the nearest that fits: examples of at most {most} tokens (--max-length {most}){with_change}"
+    smallest = replace(changes[-1][1], slots=(_rank_one(spec.slots[0]),))
+    most = largest_micro_batch(shape, memory_question(smallest, 1), memory_bytes=available)
+    if most >= 256:
+        return f"the nearest that fits: one adapter of rank 1, {changes[-1][0]}, --max-length {min(most, tokens)}"
+    return "no adapter on this base fits; take a smaller base or a machine with more memory"
+
+
+def _rank_one(slot: SlotSpec) -> SlotSpec:
+    if isinstance(slot.weights, AdapterSpec):
+        return replace(slot, name="r1", weights=replace(slot.weights, rank=1))
+    return replace(slot, name="r1", weights=AdapterSpec(rank=1))
