@@ -31,9 +31,9 @@ TOKENS = [document.num_completion_tokens for document in DOCUMENTS]
 BUDGET = 8192
 
 
-def base() -> nn.Module:
+def base(width: int = 128) -> nn.Module:
     """Weights that sit on the bf16 grid, as those of a pretrained model do."""
-    model = tiny_llama(width=128)
+    model = tiny_llama(width=width)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(parameter.bfloat16().float())
@@ -44,12 +44,12 @@ def by_example(model: CausalLM, slot: str) -> tuple[float, ...]:
     return evaluate(model, DOCUMENTS, (slot,), BUDGET)[slot].by_example
 
 
-def trained_adapter(*, steps: int = 1) -> tuple[CausalLM, CausalLM, StoredAdapter]:
+def trained_adapter(*, steps: int = 1, lr: float = 3e-4, width: int = 128) -> tuple[CausalLM, CausalLM, StoredAdapter]:
     """The same adapter after some bf16 steps at a small LR, on an fp32 and on a bf16 base."""
     spec = {"s": AdapterSpec(rank=8)}
-    exact, exact_bank = bank_on(base(), spec)
-    tested, tested_bank = bank_on(base(), spec, dtype=torch.bfloat16)
-    optimizer = optimizers(tested_bank, {"s": OptimSpec(lr=3e-4)})
+    exact, exact_bank = bank_on(base(width), spec)
+    tested, tested_bank = bank_on(base(width), spec, dtype=torch.bfloat16)
+    optimizer = optimizers(tested_bank, {"s": OptimSpec(lr=lr)})
     for step in range(1, steps + 1):
         train_step(tested, [packed({"s": DOCUMENTS})], optimizer, factor=1.0, step=step)
     for mine, theirs in zip(exact_bank.blocks("s"), tested_bank.blocks("s"), strict=True):
@@ -104,8 +104,8 @@ def test_full_fine_tuning_acts_in_its_bf16_copy_when_rounded_stochastically(roun
 
 @pytest.mark.parametrize(("rounding", "verdict"), [("stochastic", "passes"), ("nearest", "fails")])
 def test_a_bf16_merge_keeps_the_update_when_rounded_stochastically(rounding: Rounding, verdict: str) -> None:
-    exact, tested, stored = trained_adapter(steps=3)
-    merged = base()
+    exact, tested, stored = trained_adapter(steps=4, lr=1e-4, width=256)
+    merged = base(256)
     report = merge(merged, stored, dtype=torch.bfloat16, rounding=rounding)
     found = fidelity(exact, by_example(tested, BASE), by_example(CausalLM(merged), BASE))
     assert found.verdict == verdict, found
