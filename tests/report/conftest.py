@@ -10,6 +10,7 @@ import math
 import random
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -169,4 +170,15 @@ def plan_of(spec: RunSpec, steps: int, text: str) -> ResolvedPlan:
 
 
 def environment_of() -> Environment:
-    return collect_environment(threads=2, command=("lowregret", "sft", "--rank", "1,8,64"))
+    collected = collect_environment(threads=2, command=("lowregret", "sft", "--rank", "1,8,64"))
+    return replace(collected, git_commit="0" * 40, git_diff="+x = 2\n")
+
+
+@pytest.fixture
+def sweep() -> tuple[SlotSpec, ...]:
+    return SWEEP
+
+
+@pytest.fixture
+def hostile() -> str:
+    return HOSTILE

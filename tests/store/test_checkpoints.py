@@ -56,7 +56,9 @@ def test_a_damaged_one_is_reported_and_the_one_before_used(tmp_path: Path, name:
     damage(newest)
     heard: list[str] = []
     assert latest_checkpoint(tmp_path, heard.append) == (10, before)
-    assert len(heard) == 1 and says in heard[0] and "step-000020" in heard[0]
+    assert len(heard) == 1
+    assert says in heard[0]
+    assert "step-000020" in heard[0]
     damage(before)
     assert latest_checkpoint(tmp_path, heard.append) is None
     # Training that goes on from the one before comes to the same step again and replaces the damaged folder.
@@ -73,8 +75,13 @@ def test_going_on_from_an_older_one_does_not_remove_it_for_a_damaged_newer_one(t
 
 def test_an_error_while_writing_leaves_the_old_ones_alone(tmp_path: Path) -> None:
     write(tmp_path, 10)
-    with pytest.raises(KeyboardInterrupt), writing_checkpoint(tmp_path, 20, keep=1) as folder:
-        (folder / "weights.safetensors").write_bytes(b"half")
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with writing_checkpoint(tmp_path, 20, keep=1) as folder:
+            (folder / "weights.safetensors").write_bytes(b"half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert [path.name for path in tmp_path.iterdir()] == ["step-000010"]
     assert latest_checkpoint(tmp_path, refuse) == (10, tmp_path / "step-000010")

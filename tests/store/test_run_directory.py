@@ -76,11 +76,13 @@ def test_what_is_written_reads_back(tmp_path: Path) -> None:
     assert (back.spec, back.plan, back.environment) == (SPEC, PLAN, ENVIRONMENT)
     rows = back.read_metrics()
     assert rows[0] == metric(1)
-    assert rows[1].loss != rows[1].loss and rows[2].loss == float("-inf")
+    assert rows[1].loss != rows[1].loss
+    assert rows[2].loss == float("-inf")
     assert back.read_evals() == (evaluation(0),)
     assert back.read_samples()[0].prompt == "é\n\u2028"
     assert back.data_report == {"read": 12, "dropped": 2}
-    assert back.finished and back.summary == {"steps": 3}
+    assert back.finished
+    assert back.summary == {"steps": 3}
     assert back.adapter_folder("r8") == tmp_path / "run" / "adapters" / "r8"
     assert (back.figures.name, back.report_path.name) == ("figures", "report.html")
 
@@ -233,7 +235,9 @@ def test_kill_9_leaves_whole_checkpoints_readable_logs_and_no_lock(tmp_path: Pat
     skipped: list[str] = []
     with RunDirectory.open(tmp_path / "run") as run:
         found = run.latest_checkpoint(skipped.append)
-        assert found is not None and found[0] >= 4 and skipped == []
+        assert found is not None
+        assert found[0] >= 4
+        assert skipped == []
         step, folder = found
         assert (folder / "state.json").read_text() == str(step) * 20000
         run.truncate_logs(step)

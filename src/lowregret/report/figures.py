@@ -50,6 +50,8 @@ _STYLE: dict[Any, Any] = {
     "grid.color": "#e6e6e6",
     "grid.linewidth": 0.7,
     "lines.linewidth": 1.8,
+    # Names of data sets and slots are text, whatever dollars they hold.
+    "text.parse_math": False,
     "svg.hashsalt": "lowregret",
     "svg.fonttype": "none",
 }

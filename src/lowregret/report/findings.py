@@ -124,7 +124,10 @@ def judge(findings: Sequence[SlotFinding]) -> Verdict:
         text = f"Held-out NLL rose {change} with {best.slot}"
     else:
         text = f"Held-out NLL did not move by more than {MARGIN} nats ({change}) with {best.slot}"
-    return Verdict(fell=fell, best=best.slot, text=f"{text}{_compare(ranked, chosen=bool(by_validation))}")
+    text += _compare(ranked, chosen=bool(by_validation))
+    if diverged := [f.slot for f in findings if f.diverged]:
+        text += f" {_listed(diverged)} diverged."
+    return Verdict(fell=fell, best=best.slot, text=text)
 
 
 def slot_order(slot: SlotSpec) -> tuple[float, float, str]:
@@ -161,7 +164,7 @@ def _compare(ranked: Sequence[SlotFinding], *, chosen: bool) -> str:
     near = [f.slot for f in ranked[1:] if _score(f) - _score(ranked[0]) <= MARGIN]
     text = f", the best of {len(ranked)} slots on the {split} split."
     if near:
-        text += f" {_listed(near)} can't be told from it by {MARGIN} nats."
+        text += f" {_listed(near)} {'is' if len(near) == 1 else 'are'} within {MARGIN} nats of it."
     return text
 
 

@@ -46,7 +46,8 @@ def render(run: RunDirectory) -> str:
     return (
         "<!doctype html>\n<html lang=en><head><meta charset=utf-8>"
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        '<meta name=viewport content="width=device-width, initial-scale=1"><meta name=color-scheme content="light dark">'
+        '<meta name=viewport content="width=device-width, initial-scale=1">'
+        '<meta name=color-scheme content="light dark">'
         f"<title>{title}</title><style>{_asset('report.css')}</style></head><body><main>{''.join(parts)}</main>"
         f"<script type=application/json id=chart-data>{script_json(data)}</script>"
         f"<script>{get_plotlyjs()}</script><script>{_asset('report.js')}</script></body></html>\n"

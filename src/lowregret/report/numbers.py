@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-MISSING = "\N{EN DASH}"
+MISSING = "-"
 
 
 def nats(value: float | None) -> str:
     """A loss to four digits.
 
     >>> nats(1.46392), nats(None)
-    ('1.4639', '–')
+    ('1.4639', '-')
     """
     return MISSING if value is None else f"{value:.4f}"
 

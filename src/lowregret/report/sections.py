@@ -67,11 +67,14 @@ def findings_table(findings: Sequence[SlotFinding], verdict: Verdict) -> str:
         mark = " <span class=tag>best</span>" if best else ""
         rows.append(
             f"<tr{' class=best' if best else ''}><th scope=row>{escape(found.slot)}{mark}</th>"
-            f"<td>{escape(found.method)}</td>"
+            f"<td class=method>{escape(found.method)}</td>"
             + "".join(f"<td class=number>{escape(cell)}</td>" for cell in cells)
             + "</tr>"
         )
-    note = "NLL in nats per completion token. The best slot is chosen on the validation split and reported on the test split."
+    note = (
+        "NLL in nats per completion token. The best slot is chosen on the validation split and reported on the test "
+        "split. One run has no interval: differences between slots can be chance."
+    )
     return _section("Findings", f"{_table(head, rows, numbers_from=2)}<p class=note>{note}</p>", anchor="findings")
 
 

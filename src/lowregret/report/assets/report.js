@@ -5,6 +5,7 @@
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   const state = {split: data.heldOut.some(part => part.split === "test") ? "test" : data.heldOut[0]?.split, log: true};
 
+  const TOOLS = ["zoom2d", "pan2d", "resetScale2d", "toImage"];
   const css = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const color = slot => data.styles[slot][dark.matches ? "dark" : "light"];
   const line = slot => ({color: color(slot), dash: data.styles[slot].dash, width: 2.2});
@@ -19,13 +20,15 @@
     if (!place) return;
     const axis = {gridcolor: css("--grid"), linecolor: css("--line"), zeroline: false, automargin: true};
     const layout = {
-      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", margin: {l: 64, r: 16, t: 12, b: 48},
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", margin: {l: 64, r: 16, t: 30, b: 48},
       font: {color: css("--text"), family: getComputedStyle(document.body).fontFamily, size: 13},
       hoverlabel: {bgcolor: css("--card"), bordercolor: css("--line"), font: {color: css("--text")}},
-      hovermode: "x unified", legend: {orientation: "h", y: -0.2},
+      hovermode: "x unified", modebar: {bgcolor: "rgba(0,0,0,0)", color: css("--soft"), activecolor: css("--accent")},
+      // Held by the container and not the plot, so that two rows of names can't run into the axis title.
+      legend: {orientation: "h", yref: "container", y: 0, yanchor: "bottom"},
       xaxis: {...axis, ...xaxis}, yaxis: {...axis, title: {text: ytitle}},
     };
-    Plotly.react(place, traces, layout, {responsive: true, displaylogo: false});
+    Plotly.react(place, traces, layout, {responsive: true, displaylogo: false, modeBarButtons: [TOOLS]});
   }
 
   function heldOut() {
