@@ -1,0 +1,257 @@
+"""A resolved plan for readers: one mapping for `--json`, and plain rows for tables.
+
+Everything is computed from the plan and the shape; nothing here decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lowregret.planner.capacity import BITS_PER_TOKEN, Capacity, adapter_params_by_kind, judge
+from lowregret.planner.flops import break_even_rank, flops, run_tokens
+from lowregret.planner.learning_rate import full_rate, thinking_machines_law
+from lowregret.planner.memory import full_params
+from lowregret.planner.rank import suggest_rank
+from lowregret.planner.resolve import slot_rate
+from lowregret.planner.targets import select
+from lowregret.planner.warn import tokens_seen_once
+from lowregret.specs.adapter import AdapterSpec
+from lowregret.specs.plan import ResolvedPlan
+from lowregret.specs.run import SlotSpec
+from lowregret.specs.shape import MatrixShape, ModelShape
+
+STORED_BYTES = {"fp32": 4, "bf16": 2}
+"""Bytes of a stored adapter parameter; a run stores its fp32 masters."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A titled table of text.
+
+    >>> Table(title="Slots", columns=("name",), rows=(("r8",),)).rows
+    (('r8',),)
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def plan_mapping(plan: ResolvedPlan, shape: ModelShape, *, macs_per_second: float | None = None) -> dict[str, object]:
+    """What `lowregret plan --json` prints. Keys at the top are those of the first adapter, `slots` has all.
+
+    Args:
+        plan: result of `resolve`.
+        shape: of the base.
+        macs_per_second: speed of the device, for a prediction of time; None: none is made.
+    """
+    slots = [_slot_mapping(slot, plan, shape) for slot in plan.spec.slots]
+    first = next((slot for slot in plan.spec.slots if isinstance(slot.weights, AdapterSpec)), None)
+    top = _adapter_mapping(first, plan, shape) if first is not None else {}
+    tokens, completion = run_tokens(plan.facts, steps=plan.steps, batch_size=plan.spec.train.batch_size)
+    macs = sum(_slot_macs(slot, plan, shape) for slot in plan.spec.slots)
+    return {
+        "model": plan.spec.model.source,
+        "family": shape.model_type,
+        "model_params": shape.num_params,
+        "task": plan.spec.task,
+        **top,
+        **_full_mapping(plan, shape),
+        "break_even_rank": _break_even(first, shape),
+        "steps": plan.steps,
+        "batch_size": plan.spec.train.batch_size,
+        "tokens_per_slot": tokens,
+        "completion_tokens_per_slot": completion,
+        "flops_unit": "multiply-adds",
+        "flops_of_run": macs,
+        "seconds": None if macs_per_second is None else macs / macs_per_second,
+        "device": plan.device,
+        "dtype": plan.dtype,
+        "threads": plan.threads,
+        "tokens_per_microbatch": plan.tokens_per_microbatch,
+        "memory_bytes": dict(plan.memory_bytes),
+        "slots": slots,
+        "derived": [{"name": d.name, "value": d.value, "reason": d.reason, "source": d.source} for d in plan.derived],
+        "warnings": list(plan.warnings),
+        "approximate": plan.facts.approximate or shape.approximate,
+    }
+
+
+def plan_tables(plan: ResolvedPlan, shape: ModelShape, *, macs_per_second: float | None = None) -> tuple[Table, ...]:
+    """The same as tables: slots, capacity, cost, memory and reasons."""
+    mapping = plan_mapping(plan, shape, macs_per_second=macs_per_second)
+    return (
+        _slots_table(plan, shape),
+        _capacity_table(plan, shape),
+        _cost_table(mapping),
+        Table(
+            title="Peak memory, upper bound",
+            columns=("part", "size"),
+            rows=tuple((name.replace("_", " "), size_text(size)) for name, size in plan.memory_bytes.items() if size),
+        ),
+        Table(
+            title="Why",
+            columns=("value", "is", "because", "source"),
+            rows=tuple((d.name, str(d.value), d.reason, d.source) for d in plan.derived),
+        ),
+    )
+
+
+def size_text(size: float) -> str:
+    """Bytes for a reader.
+
+    >>> size_text(3 << 30), size_text(1536), size_text(12)
+    ('3.0 GiB', '1.5 KiB', '12 B')
+    """
+    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if size >= scale:
+            return f"{size / scale:.1f} {unit}"
+    return f"{size:.0f} B"
+
+
+def _slot_mapping(slot: SlotSpec, plan: ResolvedPlan, shape: ModelShape) -> dict[str, object]:
+    if isinstance(slot.weights, AdapterSpec):
+        return {"name": slot.name, "rank": slot.weights.rank, **_adapter_mapping(slot, plan, shape)}
+    rate = slot_rate(slot, plan.spec, shape, plan.steps)
+    return {
+        "name": slot.name,
+        "params": full_params(shape, slot.weights),
+        "learning_rate": slot.optim.lr,
+        "learning_rate_interval": [rate.low, rate.high],
+    }
+
+
+def _adapter_mapping(slot: SlotSpec, plan: ResolvedPlan, shape: ModelShape) -> dict[str, object]:
+    weights = slot.weights
+    assert isinstance(weights, AdapterSpec)
+    matrices = select(shape, weights.targets, unembed=weights.unembed)
+    capacity = _capacity(weights, matrices, plan)
+    rate = slot_rate(slot, plan.spec, shape, plan.steps)
+    suggestion = suggest_rank(
+        shape,
+        plan.facts,
+        task=plan.spec.task,
+        targets=weights.targets,
+        unembed=weights.unembed,
+        bits=capacity.data_bits,
+    )
+    cost = flops(shape, method="lora", adapted=matrices, rank=weights.rank, mean_length=plan.facts.mean_length)
+    return {
+        "adapter_params": capacity.params,
+        "adapter_params_by_kind": adapter_params_by_kind(matrices, weights.rank),
+        "expert_convention": _expert_convention(weights, matrices),
+        "capacity_bits": capacity.bits,
+        "data_tokens": capacity.data_tokens,
+        "data_bits": capacity.data_bits,
+        "capacity_status": capacity.status,
+        "capacity_reason": capacity.reason,
+        "capacity_rules": {
+            "2 bits a parameter, 1 bit a token: smallest rank": capacity.smallest_rank,
+            "a parameter for every completion token: smallest rank": capacity.strict_rank,
+        },
+        "suggested_rank": suggestion.rank,
+        "suggested_rank_reason": suggestion.reason,
+        "learning_rate": slot.optim.lr,
+        "learning_rate_interval": [rate.low, rate.high],
+        "learning_rate_estimate": rate.value,
+        "learning_rate_law": thinking_machines_law(shape.model_type, shape.hidden_size, lora=True),
+        "flops_per_token_lora": cost.per_token,
+        "adapter_bytes": capacity.params * STORED_BYTES["fp32"],
+        "adapter_bytes_bf16": capacity.params * STORED_BYTES["bf16"],
+    }
+
+
+def _full_mapping(plan: ResolvedPlan, shape: ModelShape) -> dict[str, object]:
+    train = plan.spec.train
+    rate = full_rate(
+        shape.model_type,
+        shape.hidden_size,
+        steps=plan.steps,
+        schedule=train.schedule.kind,
+        batch_size=train.batch_size,
+        task=plan.spec.task,
+    )
+    cost = flops(shape, method="full", mean_length=plan.facts.mean_length)
+    return {
+        "full_learning_rate": rate.value,
+        "full_learning_rate_interval": [rate.low, rate.high],
+        "full_learning_rate_law": thinking_machines_law(shape.model_type, shape.hidden_size, lora=False),
+        "flops_per_token_full": cost.per_token,
+    }
+
+
+def _capacity(weights: AdapterSpec, matrices: tuple[MatrixShape, ...], plan: ResolvedPlan) -> Capacity:
+    tokens = tokens_seen_once(plan.spec, plan.facts)
+    return judge(matrices, rank=weights.rank, tokens=tokens, bits_per_token=BITS_PER_TOKEN)
+
+
+def _break_even(first: SlotSpec | None, shape: ModelShape) -> float:
+    weights = first.weights if first is not None else AdapterSpec(rank=1)
+    assert isinstance(weights, AdapterSpec)
+    return break_even_rank(shape, select(shape, weights.targets, unembed=weights.unembed))
+
+
+def _slot_macs(slot: SlotSpec, plan: ResolvedPlan, shape: ModelShape) -> float:
+    tokens, completion = run_tokens(plan.facts, steps=plan.steps, batch_size=plan.spec.train.batch_size)
+    length = plan.facts.mean_length
+    if isinstance(slot.weights, AdapterSpec):
+        matrices = select(shape, slot.weights.targets, unembed=slot.weights.unembed)
+        cost = flops(shape, method="lora", adapted=matrices, rank=slot.weights.rank, mean_length=length)
+    else:
+        cost = flops(shape, method="full", mean_length=length)
+    return cost.of_run(tokens, completion)
+
+
+def _expert_convention(weights: AdapterSpec, matrices: tuple[MatrixShape, ...]) -> str | None:
+    expert = next((matrix for matrix in matrices if matrix.kind == "expert"), None)
+    if expert is None:
+        return None
+    return (
+        f"one adapter for each of {expert.experts} experts and stored tensor, of rank "
+        f"{weights.rank} / {expert.active_experts} active = {expert.rank_at(weights.rank)}"
+    )
+
+
+def _slots_table(plan: ResolvedPlan, shape: ModelShape) -> Table:
+    rows: list[tuple[str, ...]] = []
+    for slot in plan.spec.slots:
+        rate = slot_rate(slot, plan.spec, shape, plan.steps)
+        if isinstance(slot.weights, AdapterSpec):
+            matrices = select(shape, slot.weights.targets, unembed=slot.weights.unembed)
+            params, alpha = sum(m.adapter_params(slot.weights.rank) for m in matrices), f"{slot.weights.alpha:g}"
+        else:
+            params, alpha = full_params(shape, slot.weights), "-"
+        interval = f"{rate.low:.1e} to {rate.high:.1e}"
+        rows.append((slot.name, f"{params:,}", alpha, f"{slot.optim.lr:.2e}", interval))
+    return Table(title="What trains", columns=("slot", "parameters", "alpha", "LR", "LR, 90 %"), rows=tuple(rows))
+
+
+def _capacity_table(plan: ResolvedPlan, shape: ModelShape) -> Table:
+    rows: list[tuple[str, ...]] = []
+    for slot in plan.spec.slots:
+        if isinstance(slot.weights, AdapterSpec):
+            matrices = select(shape, slot.weights.targets, unembed=slot.weights.unembed)
+            verdict = _capacity(slot.weights, matrices, plan)
+            smallest = "none" if verdict.smallest_rank is None else str(verdict.smallest_rank)
+            strict = "none" if verdict.strict_rank is None else str(verdict.strict_rank)
+            rows.append(
+                (slot.name, f"{verdict.bits:,.0f}", f"{verdict.data_bits:,.0f}", verdict.status, smallest, strict)
+            )
+    columns = ("slot", "bits it holds", "bits in the data", "verdict", "smallest rank", "stricter rule")
+    return Table(title="Capacity", columns=columns, rows=tuple(rows))
+
+
+def _cost_table(mapping: Mapping[str, object]) -> Table:
+    rows = [(label, f"{mapping[key]:.3g}") for key, label in _COSTS.items() if mapping.get(key) is not None]
+    return Table(title="Cost", columns=("what", "value"), rows=tuple(rows))
+
+
+_COSTS = {
+    "flops_per_token_lora": "multiply-adds a token, LoRA",
+    "flops_per_token_full": "multiply-adds a token, FullFT",
+    "flops_of_run": "multiply-adds of the run, all slots",
+    "break_even_rank": "rank at which LoRA costs as much as FullFT",
+    "adapter_bytes": "bytes of the adapter on disk, fp32",
+    "seconds": "seconds at the stated speed",
+}
