@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lowregret.planner.capacity import BITS_PER_TOKEN, Capacity, adapter_params_by_kind, judge
+from lowregret.planner.fits import memory_alternatives, what_fits
 from lowregret.planner.flops import break_even_rank, flops, run_tokens
 from lowregret.planner.learning_rate import full_rate, thinking_machines_law
 from lowregret.planner.memory import full_params
@@ -38,14 +39,18 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
 
 
-def plan_mapping(plan: ResolvedPlan, shape: ModelShape, *, macs_per_second: float | None = None) -> dict[str, object]:
+def plan_mapping(
+    plan: ResolvedPlan, shape: ModelShape, *, macs_per_second: float | None = None, memory_bytes: int | None = None
+) -> dict[str, object]:
     """What `lowregret plan --json` prints. Keys at the top are those of the first adapter, `slots` has all.
 
     Args:
         plan: result of `resolve`.
         shape: of the base.
         macs_per_second: speed of the device, for a prediction of time; None: none is made.
+        memory_bytes: memory of the device, for the largest rank and micro-batch that fit; None: not told.
     """
+    fits = None if memory_bytes is None else what_fits(plan, shape, memory_bytes=memory_bytes)
     slots = [_slot_mapping(slot, plan, shape) for slot in plan.spec.slots]
     first = next((slot for slot in plan.spec.slots if isinstance(slot.weights, AdapterSpec)), None)
     top = _adapter_mapping(first, plan, shape) if first is not None else {}
@@ -71,6 +76,9 @@ def plan_mapping(plan: ResolvedPlan, shape: ModelShape, *, macs_per_second: floa
         "threads": plan.threads,
         "tokens_per_microbatch": plan.tokens_per_microbatch,
         "memory_bytes": dict(plan.memory_bytes),
+        "memory_bytes_by_format": memory_alternatives(plan, shape),
+        "largest_rank_that_fits": None if fits is None else fits.rank,
+        "largest_microbatch_that_fits": None if fits is None else fits.tokens_per_microbatch,
         "slots": slots,
         "derived": [{"name": d.name, "value": d.value, "reason": d.reason, "source": d.source} for d in plan.derived],
         "warnings": list(plan.warnings),

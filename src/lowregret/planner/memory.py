@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from lowregret.planner.activations import FP32_BYTES, activation_bytes
 from lowregret.planner.capacity import adapter_params
 from lowregret.planner.targets import select
 from lowregret.specs.adapter import AdapterSpec, FullSpec
@@ -19,7 +20,6 @@ from lowregret.specs.shape import MatrixShape, ModelShape
 DType = Literal["bf16", "fp32"]
 BaseFormat = Literal["bf16", "fp32", "nf4"]
 
-FP32_BYTES = 4
 BYTES = {"bf16": 2, "fp32": FP32_BYTES}
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
@@ -105,7 +105,7 @@ def memory(shape: ModelShape, question: MemoryQuestion, *, constants: Constants 
         "gradients": all_trained * FP32_BYTES,
         "optimizer": 2 * all_trained * FP32_BYTES,
         "working_copies": copies,
-        "activations": activation_bytes(shape, question, columns),
+        "activations": _activation_bytes(shape, question, columns, bool(adapters), bool(fulls)),
         "logits": int(_logits_bytes(shape) * constants.logits_copies),
         "workspace": _workspace_bytes(shape, question, columns, bool(fulls), constants),
     }
@@ -120,33 +120,6 @@ def full_params(shape: ModelShape, spec: FullSpec) -> int:
     if spec.support == "all":
         return shape.num_params
     return sum(matrix.num_weights for matrix in select(shape, spec.targets, unembed=spec.unembed))
-
-
-def activation_bytes(shape: ModelShape, question: MemoryQuestion, columns: Sequence[int]) -> int:
-    """What the forward saves for the backward, all tokens of a micro-batch.
-
-    With checkpointing: each layer's input, and everything of one layer.
-    """
-    work = BYTES[question.dtype]
-    layer = layer_activation_bytes(shape, work=work) + max(_adapter_columns(shape, columns), default=0) * work
-    final = shape.hidden_size * (FP32_BYTES + work)
-    if question.checkpointing:
-        return question.tokens * (shape.num_layers * shape.hidden_size * work + layer + final)
-    return question.tokens * (shape.num_layers * layer + final)
-
-
-def layer_activation_bytes(shape: ModelShape, *, work: int) -> int:
-    """Bytes that one layer saves for one token, in a working format of `work` bytes.
-
-    Counted from what autograd keeps: each norm's input in fp32; the inputs of the linear layers (one for queries, keys
-    and values, one for gate and up); queries, keys and values, and the attention's output twice (by the kernel, and as
-    the next input); of a gated MLP gate, its activation, up and their product, of a plain one both sides of the
-    activation. Attention probabilities are not kept: the fused kernel recomputes them.
-    """
-    queries, keys = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
-    norms = 2 * shape.hidden_size * FP32_BYTES + (queries + keys) * FP32_BYTES
-    elements = 2 * shape.hidden_size + 3 * queries + 2 * keys
-    return norms + (elements + _mlp_elements(shape)) * work
 
 
 def largest_micro_batch(shape: ModelShape, question: MemoryQuestion, *, memory_bytes: int) -> int:
@@ -204,26 +177,23 @@ def _sites(shape: ModelShape, columns: Sequence[int]) -> list[tuple[int, MatrixS
     return [(index, matrix) for index, matrix in enumerate(shape.matrices) if columns[index]]
 
 
-def _adapter_columns(shape: ModelShape, columns: Sequence[int]) -> list[int]:
-    """Columns that each layer saves for one token (u = x A^T), by layer."""
-    totals = [0] * shape.num_layers
-    for index, matrix in _sites(shape, columns):
-        for layer in matrix.layers:
-            totals[layer] += columns[index] * matrix.active_experts
-    return totals
-
-
-def _mlp_elements(shape: ModelShape) -> int:
-    """Activations of the widest MLP: what goes into its last matrix, times the buffers around the activation."""
-    groups: dict[tuple[str, tuple[int, ...]], list[MatrixShape]] = {}
-    for matrix in shape.matrices:
-        if matrix.kind in ("mlp", "expert"):
-            groups.setdefault((matrix.kind, matrix.layers), []).append(matrix)
-    widest = 0
-    for *into, last in groups.values():
-        gated = sum(matrix.d_out for matrix in into) > last.d_in
-        widest = max(widest, (4 if gated else 2) * last.d_in * last.active_experts)
-    return widest
+def _activation_bytes(
+    shape: ModelShape, question: MemoryQuestion, columns: Sequence[int], adapters: bool, full: bool
+) -> int:
+    """Of the larger lane: the bank, or a full fine-tuning."""
+    none = [0] * len(shape.matrices)
+    lanes = ([(columns, False)] if adapters else []) + ([(none, True)] if full else [])
+    return max(
+        activation_bytes(
+            shape,
+            tokens=question.tokens,
+            work=BYTES[question.dtype],
+            columns=lane_columns,
+            full=lane_full,
+            checkpointing=question.checkpointing,
+        )
+        for lane_columns, lane_full in lanes
+    )
 
 
 def _base_bytes(shape: ModelShape, question: MemoryQuestion) -> int:

@@ -242,6 +242,7 @@ def assumed_shape(hidden_size: int, num_layers: int) -> ModelShape:
         matrices=(*matrices, head),
         embedding_params=ASSUMED_VOCABULARY * hidden_size,
         other_params=(2 * num_layers + 1) * hidden_size,
+        norm_channels=2 * hidden_size,
         source="assumed",
     )
 

@@ -54,6 +54,7 @@ class _Builder:
         self.layers = tuple(range(self.num_layers))
         self.matrices: list[MatrixShape] = []
         self.other = 0
+        self.norm_channels = 0
 
     def shape(self) -> ModelShape:
         tied = self.config.flag("tie_word_embeddings", self.family.tied)
@@ -73,6 +74,7 @@ class _Builder:
             matrices=tuple(self.matrices),
             embedding_params=self.vocab * self.hidden,
             other_params=self.other,
+            norm_channels=self.norm_channels,
             max_length=self.config.optional_integer("max_position_embeddings"),
             attention_windows=self._windows(),
         )
@@ -129,10 +131,11 @@ class _Builder:
     def _norms(self) -> None:
         width = self.family.norm_width * self.hidden
         self.other += self.num_layers * self.family.norms * width + width
-        if self.family.qk_norm == "head":
-            self.other += self.num_layers * 2 * self.head_dim
-        elif self.family.qk_norm == "full":
-            self.other += self.num_layers * (self.heads + self.kv_heads) * self.head_dim
+        self.norm_channels = self.family.norms * self.hidden
+        heads = (self.heads + self.kv_heads) * self.head_dim
+        if self.family.qk_norm != "none":
+            self.other += self.num_layers * (2 * self.head_dim if self.family.qk_norm == "head" else heads)
+            self.norm_channels += heads
         if self.family.sinks:
             self.other += self.num_layers * self.heads
 

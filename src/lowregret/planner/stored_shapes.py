@@ -29,6 +29,8 @@ def shape_from_headers(config: Config, headers: dict[str, TensorHeader]) -> Mode
     vocab, hidden = embedding.shape
     head = headers.get("lm_head.weight")
     heads = config.integer("num_attention_heads", "n_head", "num_heads")
+    kv_heads = config.integer("num_key_value_heads", default=heads)
+    head_dim = config.integer("head_dim", default=max(1, hidden // heads))
     stored = sum(header.num_values for header in headers.values())
     counted = sum(m.num_weights for m in matrices) + embedding.num_values + (0 if head is None else head.num_values)
     unembed = MatrixShape(name="lm_head", kind="unembed", d_in=hidden, d_out=vocab, path="lm_head")
@@ -38,12 +40,13 @@ def shape_from_headers(config: Config, headers: dict[str, TensorHeader]) -> Mode
         num_layers=config.integer("num_hidden_layers", "n_layer", "num_layers"),
         vocab_size=vocab,
         num_heads=heads,
-        num_kv_heads=config.integer("num_key_value_heads", default=heads),
-        head_dim=config.integer("head_dim", default=max(1, hidden // heads)),
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
         tied=head is None,
         matrices=(*matrices, unembed),
         embedding_params=embedding.num_values,
         other_params=stored - counted,
+        norm_channels=2 * hidden + (heads + kv_heads) * head_dim,  # at most: a layer may have fewer norms
         max_length=config.optional_integer("max_position_embeddings"),
         source="safetensors headers",
     )

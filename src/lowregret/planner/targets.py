@@ -38,9 +38,9 @@ def select(
         if not matched:
             raise SpecError(_no_match(shape, target, field))
         for index, layers in matched.items():
-            places.setdefault(index, set()).update(layers)
+            places[index] = places.get(index, set[int]()) | layers
     if unembed:
-        places |= {index: set() for index, m in enumerate(shape.matrices) if m.kind == "unembed"}
+        places |= {index: set[int]() for index, m in enumerate(shape.matrices) if m.kind == "unembed"}
     chosen = ((shape.matrices[index], places[index]) for index in sorted(places))
     return tuple(replace(matrix, layers=tuple(sorted(layers))) for matrix, layers in chosen)
 

@@ -106,6 +106,8 @@ class ModelShape:
     """Weights of the input embedding."""
     other_params: int
     """Norms, biases, sinks: everything that is neither a matrix above nor the input embedding."""
+    norm_channels: int = 0
+    """Channels that the norms of one layer read for one token, those of queries and keys included."""
     max_length: int | None = None
     """Longest context that the config states."""
     attention_windows: tuple[int | None, ...] = ()

@@ -1,0 +1,55 @@
+"""What would fit: the same run in other formats, and the largest rank and micro-batch for a given memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from lowregret.planner.capacity import largest_rank
+from lowregret.planner.memory import BaseFormat, DType, largest_micro_batch, largest_rank_that_fits, memory
+from lowregret.planner.resolve import memory_question
+from lowregret.planner.targets import select
+from lowregret.specs.adapter import AdapterSpec
+from lowregret.specs.plan import ResolvedPlan
+from lowregret.specs.shape import ModelShape
+
+FORMATS: dict[str, tuple[DType, BaseFormat | None]] = {
+    "fp32": ("fp32", None),
+    "bf16": ("bf16", None),
+    "4-bit base": ("bf16", "nf4"),
+}
+"""Format of the run by name: working format, and the base's where it is another."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fits:
+    """The largest that a memory takes, everything else as in the plan.
+
+    >>> Fits(rank=64, tokens_per_microbatch=4096).rank
+    64
+    """
+
+    rank: int
+    """Of the first adapter; 0 where not even rank 1 fits, or where the plan has no adapter."""
+    tokens_per_microbatch: int
+
+
+def memory_alternatives(plan: ResolvedPlan, shape: ModelShape) -> dict[str, int]:
+    """Predicted peak of the same run by format, with and without activation checkpointing."""
+    question = memory_question(plan.spec, plan.tokens_per_microbatch)
+    totals: dict[str, int] = {}
+    for name, (dtype, base) in FORMATS.items():
+        for checkpointing in (False, True):
+            other = replace(question, dtype=dtype, base=base, checkpointing=checkpointing)
+            totals[f"{name}, checkpointing" if checkpointing else name] = memory(shape, other)["total"]
+    return totals
+
+
+def what_fits(plan: ResolvedPlan, shape: ModelShape, *, memory_bytes: int) -> Fits:
+    """Largest rank at the plan's micro-batch, and largest micro-batch at the plan's ranks."""
+    question = memory_question(plan.spec, plan.tokens_per_microbatch)
+    rank = 0
+    if isinstance(question.slots[0], AdapterSpec):
+        first = question.slots[0]
+        limit = largest_rank(select(shape, first.targets, unembed=first.unembed))
+        rank = largest_rank_that_fits(shape, question, memory_bytes=memory_bytes, limit=limit)
+    return Fits(rank=rank, tokens_per_microbatch=largest_micro_batch(shape, question, memory_bytes=memory_bytes))
