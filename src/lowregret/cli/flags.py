@@ -157,7 +157,7 @@ class Sft:
     track: Annotated[Literal["trackio", "tensorboard", "wandb"] | None, QUIET] = None
     """Send progress to a tracker too (extra `track`)."""
     must_improve: Switch = False
-    """Exit with code 1 unless the held-out NLL of every slot fell."""
+    """Exit with code 1 unless the test NLL of every slot fell by at least 0.01 nats."""
     json: Switch = False
     """Print the result as one JSON object; progress goes to stderr in any case."""
     debug: Switch = False
@@ -181,7 +181,7 @@ class Plan:
     train: TrainFlags = field(default_factory=TrainFlags)
     hardware: HardwareFlags = field(default_factory=HardwareFlags)
     tokens: Whole = None
-    """Plan for this many training tokens instead of reading data."""
+    """Plan for this many completion tokens an epoch, without reading any data."""
     json: Switch = False
     """Print the plan as one JSON object."""
     debug: Switch = False
@@ -206,7 +206,7 @@ class Export:
     merge: Switch = False
     """Write the whole model with the adapter added to its weights."""
     dtype: Annotated[Literal["bf16", "fp32"] | None, QUIET] = None
-    """Format of a merged model's weights (bf16)."""
+    """Format of the written weights (adapters fp32, models bf16)."""
     rounding: Annotated[Literal["stochastic", "nearest"] | None, QUIET] = None
     """How merged weights become bf16 (stochastic: to nearest drops most of a small update)."""
     push: Text = None

@@ -40,13 +40,7 @@ def spec_of(command: Sft | Plan) -> RunSpec:
     """
     if command.model.model is None:
         raise SpecError("--model: is missing; give a hub id, a folder, a .gguf file or smollm2-135m")
-    if command.data.data is None:
-        raise SpecError("--data: is missing; give a hub id, a file, facts or reasoning-gym:<task>")
-    base = RunSpec(
-        model=ModelSpec(source=command.model.model),
-        data=DataSpec(source=command.data.data),
-        slots=(),
-    )
+    base = RunSpec(model=ModelSpec(source=command.model.model), data=DataSpec(source=_source(command)), slots=())
     return _overlay(base, command, slots_of(command.slots, ranks_of(command.slots)))
 
 
@@ -134,6 +128,14 @@ def short(value: float) -> str:
     point = f"{mantissa[0]}.{mantissa[1:]}" if len(mantissa) > 1 else mantissa
     sign = "-" if number < 0 else ""
     return f"{sign}{point}e{number.adjusted()}"
+
+
+def _source(command: Sft | Plan) -> str:
+    if command.data.data is not None:
+        return command.data.data
+    if isinstance(command, Plan) and command.tokens is not None:
+        return f"{command.tokens} tokens"
+    raise SpecError("--data: is missing; give a hub id, a file, facts or reasoning-gym:<task>")
 
 
 def _slot(kind: str, weights: AdapterSpec | FullSpec, lr: float | None, *, many: bool, seed: int) -> SlotSpec:

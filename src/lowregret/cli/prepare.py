@@ -1,0 +1,91 @@
+"""What `plan` and `sft` do alike: from a spec to the model's folder, its tokens and a resolved plan. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from lowregret.cli.flags import Plan, Sft
+from lowregret.cli.specs import ranks_of, refuse_changes, slots_of, spec_of
+from lowregret.data.load import TokenizedData, load_data
+from lowregret.data.tokenizer import TextTokenizer
+from lowregret.errors import SpecError
+from lowregret.models.locate import ModelFolder
+from lowregret.planner.rank import suggest_rank
+from lowregret.specs import DataFacts, DataSpec, Derived, ResolvedPlan, RunSpec
+from lowregret.specs.codec import read_toml
+from lowregret.specs.shape import ModelShape
+
+Notify = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A spec as the user asked for it, and whether a rank is still to be suggested.
+
+    >>> Request.__dataclass_params__.frozen
+    True
+    """
+
+    spec: RunSpec
+    suggest: bool
+    """No slots yet: the planner suggests a rank once it knows the data."""
+
+
+def request_of(command: Sft | Plan) -> Request:
+    """The spec file of the command where it names one, else the spec that its flags describe.
+
+    Raises:
+        SpecError: the file can't be read, or a flag says otherwise than the file.
+    """
+    if command.spec is None:
+        spec = spec_of(command)
+        return Request(spec=spec, suggest=not spec.slots)
+    spec = read_toml(RunSpec, command.spec)
+    if isinstance(command, Sft) and command.track is not None:
+        # Tracking is no part of what a run computes, so this flag may add to a file.
+        spec = replace(spec, tracking=replace(spec.tracking, tracker=command.track))
+    refuse_changes(spec, command, where=str(command.spec), remedy="leave the flag out or change the file")
+    if spec.task != "sft":
+        raise SpecError(f"{command.spec}: task: {spec.task!r} can't be run by sft; set it to 'sft'")
+    return Request(spec=spec, suggest=False)
+
+
+def notify_on(console: Console) -> Notify:
+    """A function that prints one line, as it stands."""
+    return lambda message: console.print(Text(message, style="dim"), soft_wrap=True)
+
+
+def tokenize(spec: DataSpec, model: ModelFolder, notify: Notify) -> TokenizedData:
+    """The data as tokens of the model."""
+    return load_data(spec, TextTokenizer.from_folder(model.path), progress=notify)
+
+
+def with_slots(
+    request: Request, command: Sft | Plan, shape: ModelShape, facts: DataFacts
+) -> tuple[RunSpec, tuple[Derived, ...]]:
+    """The spec with a suggested rank where the user named none, and the reason for it."""
+    if not request.suggest:
+        return request.spec, ()
+    assert not ranks_of(command.slots)
+    targets = slots_of(command.slots, (1,))[0].weights.targets
+    suggestion = suggest_rank(shape, facts, targets=targets, unembed=command.slots.unembed)
+    spec = replace(request.spec, slots=slots_of(command.slots, (suggestion.rank,)))
+    name = f"slots.{spec.slots[0].name}.weights.rank"
+    return spec, (Derived(name=name, value=suggestion.rank, reason=suggestion.reason, source="capacity rule"),)
+
+
+def with_reasons(plan: ResolvedPlan, reasons: tuple[Derived, ...]) -> ResolvedPlan:
+    """The plan with the reasons for what was decided before it."""
+    return replace(plan, derived=(*reasons, *plan.derived))
+
+
+def run_name(spec_file: Path | None, spec: RunSpec) -> str:
+    """A name for a run's folder: the spec file's, else the model and the data."""
+    if spec_file is not None:
+        return spec_file.stem
+    return "-".join(Path(source.replace(":", "-")).stem for source in (spec.model.source, spec.data.source))
