@@ -27,7 +27,9 @@ USUAL_MICROBATCH = {"cpu": 2048, "cuda": 16384, "mps": 4096}
 """Tokens of a micro-batch by device. On a CPU larger ones leave the caches and are no faster."""
 
 
-def resolve(spec: RunSpec, *, shape: ModelShape, facts: DataFacts, hardware: DeviceFacts) -> ResolvedPlan:
+def resolve(
+    spec: RunSpec, *, shape: ModelShape, facts: DataFacts, hardware: DeviceFacts, must_fit: bool = True
+) -> ResolvedPlan:
     """Fill in what the specification leaves open.
 
     Args:
@@ -35,6 +37,8 @@ def resolve(spec: RunSpec, *, shape: ModelShape, facts: DataFacts, hardware: Dev
         shape: of the base (`planner.shapes.read_shape`).
         facts: counts of the training split.
         hardware: the device that will compute.
+        must_fit: refuse a plan that does not fit. False, for a plan that is made on another machine than it will run
+            on: say it as a warning, unless the user stated a memory.
 
     Raises:
         SpecError: a value is out of range, or does not go with the model.
@@ -51,13 +55,13 @@ def resolve(spec: RunSpec, *, shape: ModelShape, facts: DataFacts, hardware: Dev
     steps = _steps(spec, facts, derived)
     check_warmup(spec.train, steps)
     slots = tuple(_slot(slot, spec, shape, steps, derived) for slot in spec.slots)
-    tokens = _tokens_per_microbatch(spec, shape, facts, hardware, dtype, derived)
-    filled = replace(
-        spec,
-        slots=slots,
-        train=replace(spec.train, steps=steps),
-        hardware=replace(spec.hardware, device=device, dtype=dtype, threads=threads, tokens_per_microbatch=tokens),
-    )
+    settled = replace(spec.hardware, device=device, dtype=dtype, threads=threads)
+    filled = replace(spec, slots=slots, train=replace(spec.train, steps=steps), hardware=settled)
+    must_fit = must_fit or spec.hardware.memory_bytes is not None
+    tokens, misfit = _tokens_per_microbatch(filled, shape, facts, hardware, derived)
+    if misfit and must_fit:
+        raise CapacityError(misfit)
+    filled = replace(filled, hardware=replace(settled, tokens_per_microbatch=tokens))
     return ResolvedPlan(
         spec=filled,
         facts=facts,
@@ -67,7 +71,7 @@ def resolve(spec: RunSpec, *, shape: ModelShape, facts: DataFacts, hardware: Dev
         dtype=dtype,
         threads=threads,
         derived=tuple(derived),
-        warnings=warnings_of(filled, shape=shape, facts=facts),
+        warnings=(*([misfit] if misfit else []), *warnings_of(filled, shape=shape, facts=facts)),
         memory_bytes=memory(shape, memory_question(filled, tokens)),
     )
 
@@ -153,25 +157,17 @@ def _slot(slot: SlotSpec, spec: RunSpec, shape: ModelShape, steps: int, derived:
 
 
 def _tokens_per_microbatch(
-    spec: RunSpec,
-    shape: ModelShape,
-    facts: DataFacts,
-    hardware: DeviceFacts,
-    dtype: Literal["bf16", "fp32"],
-    derived: list[Derived],
-) -> int:
-    """The device's usual size, at least one example, no more than a step has, and no more than fits."""
-    device = spec.hardware.device if spec.hardware.device != "auto" else hardware.kind
-    resolved = replace(spec, hardware=replace(spec.hardware, device=device, dtype=dtype))
+    spec: RunSpec, shape: ModelShape, facts: DataFacts, hardware: DeviceFacts, derived: list[Derived]
+) -> tuple[int, str]:
+    """The device's usual size, at least one example, no more than a step has or fits; and why it can't fit, if so."""
     available = spec.hardware.memory_bytes or hardware.memory_bytes
     asked = spec.hardware.tokens_per_microbatch
     # An example is never split, so one that is longer than the budget is a micro-batch by itself.
     need = max(facts.longest, asked or 0)
-    most = largest_micro_batch(shape, memory_question(resolved, 1), memory_bytes=available)
-    if most < need:
-        raise CapacityError(_refusal(resolved, shape, need, available))
+    most = largest_micro_batch(shape, memory_question(spec, 1), memory_bytes=available)
+    misfit = "" if most >= need else _misfit(spec, shape, need, available)
     if asked is not None:
-        return asked
+        return asked, misfit
     usual = USUAL_MICROBATCH[hardware.kind]
     step = math.ceil(spec.train.batch_size * len(spec.slots) * facts.mean_length)
     tokens = max(facts.longest, min(usual, most, step))
@@ -181,13 +177,12 @@ def _tokens_per_microbatch(
         step: "a whole step",
     }
     reason = "the longest example" if tokens == facts.longest else limits[tokens]
-    derived.append(
-        Derived(name="hardware.tokens_per_microbatch", value=tokens, reason=reason, source="memory model and data")
-    )
-    return tokens
+    source = "memory model and data"
+    derived.append(Derived(name="hardware.tokens_per_microbatch", value=tokens, reason=reason, source=source))
+    return tokens, misfit
 
 
-def _refusal(spec: RunSpec, shape: ModelShape, tokens: int, available: int) -> str:
+def _misfit(spec: RunSpec, shape: ModelShape, tokens: int, available: int) -> str:
     needed = memory(shape, memory_question(spec, tokens))["total"]
     head = (
         f"hardware.memory_bytes: the run needs about {needed / 2**30:.1f} GiB for {tokens} tokens at once and "
