@@ -31,7 +31,9 @@ def plan(command: Plan) -> int:
         facts = replace(facts, longest=min(facts.longest, request.spec.data.max_length))
     shape = read_shape(model.path)
     spec, reasons = with_slots(request, command, shape, facts)
-    resolved = resolve(spec, shape=shape, facts=facts, hardware=device_facts(spec.hardware.device))
+    machine = device_facts(spec.hardware.device)
+    # A plan is often made for another machine, so what does not fit here is a warning, no refusal.
+    resolved = resolve(spec, shape=shape, facts=facts, hardware=machine, must_fit=False)
     resolved = with_reasons(resolved, reasons)
     if command.json:
         json.dump(plan_mapping(resolved, shape), sys.stdout)

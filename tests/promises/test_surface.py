@@ -1,0 +1,188 @@
+"""Promise: the options of the command line and the public signatures, as literal lists. A change here is a decision."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+
+import pytest
+
+import lowregret
+from lowregret.cli.main import run
+
+SETTINGS = """
+--model TEXT
+--revision TEXT
+--data TEXT
+--config TEXT
+--split TEXT
+--test-split TEXT
+--test-data TEXT
+--format {auto,messages,sharegpt,prompt-completion,question-answer,instruction,text}
+--columns A,B,...
+--loss-on {all,last}
+--max-length N
+--overlong {drop,truncate}
+--validation-size N
+--test-size N
+--limit N
+--data-seed N
+--rank A,B,...
+--lr A,B,...
+--alpha X
+--targets A,B,...
+--unembed
+--full
+--full-lr A,B,...
+--support {all,matched}
+--seed N
+--steps N
+--epochs X
+--batch-size N
+--schedule {constant,linear,cosine}
+--warmup N
+--eval-every N
+--checkpoint-every N
+--also-eval A,B,...
+--device TEXT
+--dtype {bf16,fp32}
+--threads N
+--tokens-per-microbatch N
+--activation-checkpointing
+"""
+
+OPTIONS = {
+    "sft": """
+--out FOLDER
+--resume FOLDER
+--track {trackio,tensorboard,wandb}
+--must-improve
+--json
+--debug
+"""
+    + SETTINGS.lstrip(),
+    "plan": """
+--tokens N
+--json
+--debug
+"""
+    + SETTINGS.lstrip(),
+    "export": """
+--out PATH
+--slot TEXT
+--merge
+--dtype {bf16,fp32}
+--rounding {stochastic,nearest}
+--push TEXT
+--json
+--debug
+""",
+    "runs": """
+--json
+--debug
+""",
+}
+
+
+SIGNATURES = {
+    "list_runs": "root: str | Path",
+    "load_data": "",
+    "locate_model": "spec: ModelSpec, *, notify: Callable[[str], None] = ...",
+    "read_shape": "folder: Path",
+    "resolve": "spec: RunSpec, *, shape: ModelShape, facts: DataFacts, hardware: DeviceFacts, must_fit: bool = ...",
+    "train": (
+        "run: RunDirectory, *, model: ModelFolder, data: TokenizedData, listener: ProgressListener, "
+        "also_eval: Mapping[str, ExampleStore] = ..."
+    ),
+}
+"""Public functions; `...` stands for a default."""
+
+METHODS = {
+    "RunDirectory": """
+acquire
+adapter_folder slot
+append_evals rows
+append_metrics rows
+append_samples rows
+close
+create path spec plan environment
+latest_checkpoint on_skip
+mark_finished summary
+open path
+read_evals
+read_metrics
+read_samples
+truncate_logs step
+write_data_report report
+writing_checkpoint step keep
+""",
+}
+"""Public methods of the public classes that are no specs."""
+
+FIELDS = {
+    "AdapterSpec": "rank alpha targets unembed init_seed init_scale",
+    "DataSpec": (
+        "source config split test_split test_source format columns loss_on max_length overlong "
+        "validation_size test_size limit seed"
+    ),
+    "FullSpec": "support targets unembed rounding rounding_seed",
+    "HardwareSpec": "device dtype threads tokens_per_microbatch activation_checkpointing memory_bytes",
+    "ModelSpec": "source revision",
+    "OptimSpec": "lr lr_b betas eps eps_b weight_decay weight_decay_b clip_norm",
+    "RunSpec": "task model data slots train hardware tracking",
+    "ScheduleSpec": "kind warmup final",
+    "SlotSpec": "name weights optim data_seed",
+    "TrainSpec": "steps epochs batch_size eval_every checkpoint_every schedule also_eval num_samples",
+}
+"""Fields of the specs: also the keys of a spec file."""
+
+
+def options_of(command: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    with pytest.raises(SystemExit) as left:
+        run([command, "--help"])
+    assert left.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    # An option starts its line of the box, whose frame is blank where the terminal has no such characters; its
+    # description stands two blanks behind it, or on the next line.
+    return [re.split(r" {2,}| ?│?$", line[2:])[0] for line in lines if re.match("[│ ] --[a-z]", line)]
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_options(command: str, capsys: pytest.CaptureFixture[str]):
+    assert options_of(command, capsys) == OPTIONS[command].strip().splitlines()
+
+
+def test_commands(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        run(["--help"])
+    assert re.findall(r"(?:•|-) (\w+) {2,}", capsys.readouterr().out) == list(OPTIONS)
+
+
+def test_public_names_are_those_listed():
+    assert set(lowregret.__all__) == {*SIGNATURES, *METHODS, *FIELDS, "LowregretError"}
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_signatures(name: str):
+    parameters = inspect.signature(getattr(lowregret, name)).parameters.values()
+    rendered = [str(p.replace(default=p.empty)) + (" = ..." if p.default is not p.empty else "") for p in parameters]
+    keyword_only = next((i for i, p in enumerate(parameters) if p.kind is p.KEYWORD_ONLY), None)
+    if keyword_only is not None:
+        rendered.insert(keyword_only, "*")
+    assert ", ".join(rendered).replace("'", "") == SIGNATURES[name]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods(name: str):
+    found: list[str] = []
+    for method, function in inspect.getmembers(getattr(lowregret, name), callable):
+        if not method.startswith("_"):
+            parameters = [parameter for parameter in inspect.signature(function).parameters if parameter != "self"]
+            found.append(" ".join([method, *parameters]))
+    assert found == METHODS[name].strip().splitlines()
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_fields(name: str):
+    assert " ".join(field.name for field in dataclasses.fields(getattr(lowregret, name))) == FIELDS[name]
