@@ -24,7 +24,10 @@ SLOTS = {
     "r1": (AdapterSpec(rank=1), OptimSpec(lr=3e-3)),
     "r4": (AdapterSpec(rank=4, alpha=8, targets=("attention",), init_seed=1), OptimSpec(lr=1e-3, lr_b=3e-3)),
     "r16": (AdapterSpec(rank=16, targets=("mlp",), unembed=True), OptimSpec(lr=5e-3, weight_decay=0.01)),
-    "r7": (AdapterSpec(rank=7, alpha=16, targets=("q_proj", "layers.1.mlp.down_proj")), OptimSpec(lr=2e-3, clip_norm=1)),
+    "r7": (
+        AdapterSpec(rank=7, alpha=16, targets=("q_proj", "layers.1.mlp.down_proj")),
+        OptimSpec(lr=2e-3, clip_norm=1),
+    ),
 }
 
 
@@ -86,7 +89,9 @@ def test_a_slot_without_tokens_stays_bitwise_unchanged() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_slot_that_goes_nan_is_retired_and_no_other_changes(dtype: torch.dtype) -> None:
     def three_steps(poisoned: bool) -> list[torch.Tensor]:
-        lm, bank = bank_on(tiny_llama(), {"bad": AdapterSpec(rank=4), "good": AdapterSpec(rank=4, init_seed=3)}, dtype=dtype)
+        lm, bank = bank_on(
+            tiny_llama(), {"bad": AdapterSpec(rank=4), "good": AdapterSpec(rank=4, init_seed=3)}, dtype=dtype
+        )
         optimizer = optimizers(bank, {"bad": OptimSpec(lr=1e-2), "good": OptimSpec(lr=1e-2)})
         if poisoned:
             bank.weights["bad"].b.fill_(1e28)  # finite, and overflows in the first forward
@@ -129,7 +134,9 @@ def test_the_base_is_the_model_it_was() -> None:
     plain = tiny_llama()
     starts = [0, *torch.tensor(batch.segment_lengths).cumsum(0).tolist()]
     with torch.no_grad():
-        expected = torch.cat([plain(batch.tokens[None, a:b]).logits[0] for a, b in zip(starts, starts[1:], strict=False)])
+        expected = torch.cat(
+            [plain(batch.tokens[None, a:b]).logits[0] for a, b in zip(starts, starts[1:], strict=False)]
+        )
     lm, _ = bank_on(tiny_llama(), {"r4": AdapterSpec(rank=4, unembed=True)})
     with lm.routed(Routing.from_lengths(batch.slot_lengths)), torch.no_grad():
         torch.testing.assert_close(lm.logits(lm.hidden(batch)), expected, rtol=1e-5, atol=1e-6)

@@ -61,7 +61,11 @@ def trained_adapter(*, steps: int = 1, lr: float = 3e-4, width: int = 128) -> tu
 
 def fidelity(exact: CausalLM, before: tuple[float, ...], after: tuple[float, ...]) -> Fidelity:
     return forward_fidelity(
-        before_fp32=by_example(exact, BASE), after_fp32=by_example(exact, "s"), before=before, after=after, tokens=TOKENS
+        before_fp32=by_example(exact, BASE),
+        after_fp32=by_example(exact, "s"),
+        before=before,
+        after=after,
+        tokens=TOKENS,
     )
 
 

@@ -16,7 +16,14 @@ from lowregret.training.step import train_step
 def test_ten_steps_equal_torch_adamw_with_settings_for_a_and_b() -> None:
     torch.manual_seed(0)
     spec = OptimSpec(
-        lr=3e-3, lr_b=1e-3, betas=(0.8, 0.95), eps=1e-6, eps_b=1e-4, weight_decay=0.1, weight_decay_b=0.02, clip_norm=2.0
+        lr=3e-3,
+        lr_b=1e-3,
+        betas=(0.8, 0.95),
+        eps=1e-6,
+        eps_b=1e-4,
+        weight_decay=0.1,
+        weight_decay_b=0.02,
+        clip_norm=2.0,
     )
     blocks = tuple(
         ParameterBlock(name=role, role=role, value=torch.randn(50).double(), grad=torch.zeros(50).double())

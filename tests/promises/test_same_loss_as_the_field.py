@@ -82,8 +82,12 @@ def test_lora_loss_and_gradients_equal_peft(family: str) -> None:
     leaves = sorted({site.rsplit(".", 1)[-1] for site in weights.a_of})
     config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=leaves, lora_dropout=0.0)
     twin: Any = peft.get_peft_model(build(family), config)
-    twin_a = {n.split(".lora_A")[0].removeprefix("base_model.model."): p for n, p in twin.named_parameters() if "lora_A" in n}
-    twin_b = {n.split(".lora_B")[0].removeprefix("base_model.model."): p for n, p in twin.named_parameters() if "lora_B" in n}
+    twin_a = {
+        n.split(".lora_A")[0].removeprefix("base_model.model."): p for n, p in twin.named_parameters() if "lora_A" in n
+    }
+    twin_b = {
+        n.split(".lora_B")[0].removeprefix("base_model.model."): p for n, p in twin.named_parameters() if "lora_B" in n
+    }
     assert set(twin_a) == set(weights.a_of)
     with torch.no_grad():
         for site in twin_a:

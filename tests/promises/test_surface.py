@@ -138,7 +138,8 @@ FIELDS = {
 """Fields of the specs: also the keys of a spec file."""
 
 
-def options_of(command: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
+def options_of(command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.setenv("COLUMNS", "160")  # so that no option is folded
     with pytest.raises(SystemExit) as left:
         run([command, "--help"])
     assert left.value.code == 0
@@ -149,8 +150,8 @@ def options_of(command: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("command", OPTIONS)
-def test_options(command: str, capsys: pytest.CaptureFixture[str]):
-    assert options_of(command, capsys) == OPTIONS[command].strip().splitlines()
+def test_options(command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    assert options_of(command, capsys, monkeypatch) == OPTIONS[command].strip().splitlines()
 
 
 def test_commands(capsys: pytest.CaptureFixture[str]):

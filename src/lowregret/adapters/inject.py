@@ -66,7 +66,9 @@ def select_sites(kinds: Mapping[str, Kind], targets: Iterable[str], *, unembed: 
             known = sorted({name.rsplit(".", 1)[-1] for name in kinds} | {"all", "attention", "mlp"})
             near = difflib.get_close_matches(target, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise SpecError(f"targets: {target!r} matches no linear layer of this model{hint} Known: {', '.join(known)}")
+            raise SpecError(
+                f"targets: {target!r} matches no linear layer of this model{hint} Known: {', '.join(known)}"
+            )
         chosen |= matched
     if unembed:
         chosen |= {name for name, kind in kinds.items() if kind == "unembed"}

@@ -71,7 +71,9 @@ def read_adapter(folder: Path) -> StoredAdapter:
         config = json.loads((folder / CONFIG_FILE).read_text())
         tensors = load_file(folder / WEIGHTS_FILE)
     except (OSError, json.JSONDecodeError, SafetensorError) as error:
-        raise ExportError(f"{folder} is no readable PEFT adapter ({error}); it needs {CONFIG_FILE} and {WEIGHTS_FILE}") from error
+        raise ExportError(
+            f"{folder} is no readable PEFT adapter ({error}); it needs {CONFIG_FILE} and {WEIGHTS_FILE}"
+        ) from error
     foreign = [key for key in ("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern") if config.get(key)]
     if config.get("peft_type") != "LORA" or foreign or config.get("bias", "none") != "none":
         what = ", ".join(foreign) or f"peft_type {config.get('peft_type')}, bias {config.get('bias')}"
@@ -103,7 +105,9 @@ def join_stored(bank: AdapterBank, slot: str, stored: StoredAdapter) -> None:
     weights = bank.weights[slot]
     for site, a_RD in stored.a_of.items():
         if a_RD.shape != weights.a_of[site].shape or stored.b_of[site].shape != weights.b_of[site].shape:
-            raise ExportError(f"adapter matrix of {site} does not fit the model's layer; use the base it was trained on")
+            raise ExportError(
+                f"adapter matrix of {site} does not fit the model's layer; use the base it was trained on"
+            )
         weights.a_of[site].copy_(a_RD)
         weights.b_of[site].copy_(stored.b_of[site])
     bank.publish(slot)

@@ -41,7 +41,9 @@ def rounded(value: Tensor, dtype: torch.dtype, rounding: Rounding, generator: to
 
 
 @torch.no_grad()
-def merge(model: nn.Module, stored: StoredAdapter, *, dtype: torch.dtype, rounding: Rounding, seed: int = 0) -> MergeReport:
+def merge(
+    model: nn.Module, stored: StoredAdapter, *, dtype: torch.dtype, rounding: Rounding, seed: int = 0
+) -> MergeReport:
     """Merge in place into an fp32 model of the caller's own, which then has `dtype`.
 
     Weights that the adapter does not touch are rounded to nearest: bf16 weights stay what they were.
@@ -70,7 +72,9 @@ def merge(model: nn.Module, stored: StoredAdapter, *, dtype: torch.dtype, roundi
         moved += int((merged[site] != base).sum())
         total += delta.numel()
     if norm > 0 and moved == 0:
-        raise ExportError("the merge changes no weight: the update is below the rounding; use --rounding stochastic or --dtype fp32")
+        raise ExportError(
+            "the merge changes no weight: the update is below the rounding; use --rounding stochastic or --dtype fp32"
+        )
     model.to(dtype)
     _untie_if_adapted(model, stored)
     for site, weight in merged.items():

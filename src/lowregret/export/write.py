@@ -161,7 +161,9 @@ def _probe_logits(lm: CausalLM, slot: str | None) -> Tensor:
 def _require_equal(expected: Tensor, found: Tensor, tolerance: float, folder: Path) -> None:
     difference = float((expected - found).abs().max() / expected.abs().max())
     if not difference <= tolerance:
-        raise ExportError(f"{folder} does not read back equal: logits differ by {difference:.1e} of their size; write it again")
+        raise ExportError(
+            f"{folder} does not read back equal: logits differ by {difference:.1e} of their size; write it again"
+        )
 
 
 def _refuse_full_folder(folder: Path) -> None:

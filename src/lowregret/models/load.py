@@ -49,7 +49,9 @@ def prepare_module(model: nn.Module) -> nn.Module:
         ModelError: its attention does not go through transformers' attention interface.
     """
     if not getattr(model, "_supports_attention_backend", False) and not getattr(model, "_supports_sdpa", False):
-        raise ModelError(f"{type(model).__name__} does not use transformers' attention interface; it can't train packed")
+        raise ModelError(
+            f"{type(model).__name__} does not use transformers' attention interface; it can't train packed"
+        )
     cast(Any, model).set_attn_implementation(register())
     return model.eval()
 

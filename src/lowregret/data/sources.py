@@ -1,0 +1,209 @@
+"""Where rows come from: a hub, a local file, or a generator. Rows are streamed; nothing is held whole but JSON arrays."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lowregret.data import generated
+from lowregret.errors import DataError
+from lowregret.specs import DataSpec
+
+Row = Mapping[str, Any]
+FILE_KINDS = (".jsonl", ".json", ".csv", ".parquet")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Rows of one split, with a name for messages and a hash of the content.
+
+    >>> Source(name="d.jsonl", content_hash="0", path=Path("d.jsonl"), spec=DataSpec(source="d.jsonl"), split=None).name
+    'd.jsonl'
+    """
+
+    name: str
+    content_hash: str
+    path: Path | None
+    """The file, where it is one."""
+    spec: DataSpec
+    split: str | None
+    """Split of a hub data set."""
+
+    def rows(self) -> Iterator[Row]:
+        """Every row, in order.
+
+        Raises:
+            DataError: a row can't be read.
+        """
+        if self.path is not None:
+            return _file_rows(self.path)
+        if generated.is_generated(self.spec.source):
+            return generated.rows(self.spec.source, size=self.spec.limit, seed=self.spec.seed)
+        return iter(_hub_split(self.spec, self.split or self.spec.split))
+
+
+def parse_source(text: str) -> dict[str, str]:
+    """`owner/name:config:split` as keyword arguments of a DataSpec; files and generated sets are left as they are.
+
+    >>> parse_source("openai/gsm8k:main:test")
+    {'source': 'openai/gsm8k', 'config': 'main', 'split': 'test'}
+    >>> parse_source("reasoning-gym:chain_sum")
+    {'source': 'reasoning-gym:chain_sum'}
+    """
+    if generated.is_generated(text) or Path(text).suffix in FILE_KINDS:
+        return {"source": text}
+    return dict(zip(("source", "config", "split"), text.split(":"), strict=False))
+
+
+def open_source(spec: DataSpec) -> Source:
+    """The training rows' source.
+
+    Raises:
+        DataError: no such file, hub data set or generator.
+    """
+    path = Path(spec.source).expanduser()
+    if generated.is_generated(spec.source):
+        size = generated.check(spec.source, spec.limit)
+        digest = hashlib.sha256(f"{spec.source}/{size}/{spec.seed}/{generated.VERSION}".encode()).hexdigest()
+        return Source(name=spec.source, content_hash=digest, path=None, spec=spec, split=None)
+    if path.suffix in FILE_KINDS or path.exists():
+        return open_file(path, spec)
+    if spec.source.count("/") > 1 or spec.source.startswith((".", "/", "~")):
+        raise DataError(f"data file {spec.source} does not exist; check the path")
+    split = _hub_split(spec, spec.split)
+    return Source(
+        name=f"{spec.source} ({spec.split})", content_hash=split._fingerprint, path=None, spec=spec, split=spec.split
+    )
+
+
+def open_test_source(spec: DataSpec) -> Source | None:
+    """The data set's own test split: `test_source`, `test_split`, or a hub data set's split named `test`."""
+    if spec.test_source is not None:
+        return open_file(Path(spec.test_source).expanduser(), spec)
+    path = Path(spec.source).expanduser()
+    if generated.is_generated(spec.source) or path.suffix in FILE_KINDS or path.exists():
+        if spec.test_split is not None:
+            raise DataError(
+                f"test_split {spec.test_split!r}: {spec.source} is no hub data set; give a file with test_source"
+            )
+        return None
+    name = spec.test_split or ("test" if "test" in _hub_split_names(spec) and spec.split != "test" else None)
+    if name is None:
+        return None
+    split = _hub_split(spec, name)
+    return Source(name=f"{spec.source} ({name})", content_hash=split._fingerprint, path=None, spec=spec, split=name)
+
+
+def open_file(path: Path, spec: DataSpec) -> Source:
+    """A local file as a source.
+
+    Raises:
+        DataError: it does not exist, or is of another kind.
+    """
+    if not path.is_file():
+        raise DataError(f"data file {path} does not exist; check the path")
+    if path.suffix not in FILE_KINDS:
+        raise DataError(f"data file {path} is of an unknown kind; use one of {', '.join(FILE_KINDS)}")
+    with path.open("rb") as handle:
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+    return Source(name=path.name, content_hash=digest, path=path, spec=spec, split=None)
+
+
+def _file_rows(path: Path) -> Iterator[Row]:
+    if path.suffix == ".jsonl":
+        return _jsonl_rows(path)
+    if path.suffix == ".csv":
+        return _csv_rows(path)
+    if path.suffix == ".parquet":
+        return _parquet_rows(path)
+    return _json_rows(path)
+
+
+def _jsonl_rows(path: Path) -> Iterator[Row]:
+    with path.open(encoding="utf-8") as handle:
+        for number, line in enumerate(handle, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(f"{path}, line {number} is not JSON ({error.msg}); mend or remove that line") from error
+            if not isinstance(row, dict):
+                raise DataError(f"{path}, line {number} holds a {type(row).__name__}; each line must be an object")
+            yield row
+
+
+def _json_rows(path: Path) -> Iterator[Row]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{path}, line {error.lineno} is not JSON ({error.msg}); mend it, or name it .jsonl if it has an object a line"
+        ) from error
+    if isinstance(value, dict) and isinstance(value.get("data"), list):
+        value = value["data"]
+    if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):
+        raise DataError(f"{path} must hold a list of objects, or an object with such a list under 'data'")
+    return iter(value)
+
+
+def _csv_rows(path: Path) -> Iterator[Row]:
+    with path.open(encoding="utf-8", newline="") as handle:
+        yield from csv.DictReader(handle)
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches():
+                yield from batch.to_pylist()
+    except pyarrow.ArrowInvalid as error:
+        raise DataError(f"{path} is no readable Parquet file: {error}") from error
+
+
+def _hub_split(spec: DataSpec, split: str) -> Any:
+    import datasets
+
+    with _hub_errors(spec):
+        return datasets.load_dataset(spec.source, spec.config, split=split)
+
+
+def _hub_split_names(spec: DataSpec) -> list[str]:
+    import datasets
+
+    with _hub_errors(spec):
+        return list(datasets.get_dataset_split_names(spec.source, spec.config))
+
+
+class _hub_errors:  # noqa: N801 - reads as a statement: with _hub_errors(spec)
+    """Turns what the hub's libraries raise into one line that says what to do."""
+
+    def __init__(self, spec: DataSpec) -> None:
+        self.spec = spec
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        import datasets
+        from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+        name = self.spec.source
+        if isinstance(error, GatedRepoError):
+            raise DataError(f"data set {name} is gated; accept its terms on the hub and run `hf auth login`") from error
+        if isinstance(error, RepositoryNotFoundError | datasets.exceptions.DatasetNotFoundError):
+            raise DataError(f"the hub has no data set {name}; check the id, or give a local file") from error
+        if isinstance(error, ValueError):
+            raise DataError(f"data set {name}: {str(error).splitlines()[0]}; set --config and --split") from error
+        if isinstance(error, ConnectionError | OSError):
+            raise DataError(
+                f"data set {name} is not in the local cache and the hub can't be reached; give a local file"
+            ) from error
