@@ -87,7 +87,7 @@ OPTIONS = {
 
 SIGNATURES = {
     "list_runs": "root: str | Path",
-    "load_data": "",
+    "load_data": "spec: DataSpec, tokenizer: TextTokenizer, *, progress: Progress | None = ...",
     "locate_model": "spec: ModelSpec, *, notify: Callable[[str], None] = ...",
     "read_shape": "folder: Path",
     "resolve": "spec: RunSpec, *, shape: ModelShape, facts: DataFacts, hardware: DeviceFacts, must_fit: bool = ...",
@@ -139,7 +139,7 @@ FIELDS = {
 
 
 def options_of(command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    monkeypatch.setenv("COLUMNS", "160")  # so that no option is folded
+    monkeypatch.setenv("COLUMNS", "110")  # no option folded, and not yet two columns of boxes
     with pytest.raises(SystemExit) as left:
         run([command, "--help"])
     assert left.value.code == 0

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from lowregret.cli.flags import Export
 from lowregret.cli.prepare import Notify, notify_on, tokenize
+from lowregret.data.tokenizer import TextTokenizer
 from lowregret.errors import ExportError, SpecError
 from lowregret.models.locate import ModelFolder, locate_model
 from lowregret.specs import AdapterSpec, SlotSpec
@@ -87,7 +88,7 @@ def _write_model(
 
     dtype, rounding = command.dtype or "bf16", command.rounding or "stochastic"
     if isinstance(slot.weights, AdapterSpec):
-        held_out = tokenize(run.spec.data, model, notify).test
+        held_out = tokenize(run.spec.data, TextTokenizer.from_folder(model.path), notify).test
         written = export_merged(
             read_adapter(run.adapter_folder(slot.name)),
             command.out,

@@ -12,6 +12,7 @@ from lowregret.cli.flags import Plan
 from lowregret.cli.machine import device_facts
 from lowregret.cli.prepare import notify_on, request_of, tokenize, with_reasons, with_slots
 from lowregret.cli.tables import print_plan
+from lowregret.data.tokenizer import TextTokenizer
 from lowregret.models.locate import locate_model
 from lowregret.planner.describe import plan_mapping
 from lowregret.planner.recommend import stated_facts
@@ -25,7 +26,7 @@ def plan(command: Plan) -> int:
     request = request_of(command)
     model = locate_model(request.spec.model, notify=notify)
     if command.tokens is None:
-        facts = tokenize(request.spec.data, model, notify).facts
+        facts = tokenize(request.spec.data, TextTokenizer.from_folder(model.path), notify).facts
     else:
         facts = stated_facts(command.tokens)
         facts = replace(facts, longest=min(facts.longest, request.spec.data.max_length))

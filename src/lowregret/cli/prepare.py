@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,13 +15,15 @@ from lowregret.cli.specs import ranks_of, refuse_changes, slots_of, spec_of
 from lowregret.data.load import TokenizedData, load_data
 from lowregret.data.tokenizer import TextTokenizer
 from lowregret.errors import SpecError
-from lowregret.models.locate import ModelFolder
 from lowregret.planner.rank import suggest_rank
 from lowregret.specs import DataFacts, DataSpec, Derived, ResolvedPlan, RunSpec
 from lowregret.specs.codec import read_toml
 from lowregret.specs.shape import ModelShape
 
 Notify = Callable[[str], None]
+
+PROGRESS_SECONDS = 5.0
+"""Time between two lines of a long tokenising."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +63,17 @@ def notify_on(console: Console) -> Notify:
     return lambda message: console.print(Text(message, style="dim"), soft_wrap=True)
 
 
-def tokenize(spec: DataSpec, model: ModelFolder, notify: Notify) -> TokenizedData:
-    """The data as tokens of the model."""
-    return load_data(spec, TextTokenizer.from_folder(model.path), progress=notify)
+def tokenize(spec: DataSpec, tokenizer: TextTokenizer, notify: Notify) -> TokenizedData:
+    """The data as tokens; a long tokenising says how far it is."""
+    last = time.monotonic()
+
+    def progress(done: int, total: int | None) -> None:
+        nonlocal last
+        if time.monotonic() - last >= PROGRESS_SECONDS:
+            last = time.monotonic()
+            notify(f"tokenising {spec.source}: {done:,} rows" + ("" if total is None else f" of {total:,}"))
+
+    return load_data(spec, tokenizer, progress=progress)
 
 
 def with_slots(

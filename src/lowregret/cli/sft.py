@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 
@@ -23,16 +23,15 @@ from lowregret.cli.prepare import Notify, Request, notify_on, request_of, run_na
 from lowregret.cli.specs import refuse_changes
 from lowregret.cli.tables import print_plan, print_result
 from lowregret.cli.trackers import open_tracker
+from lowregret.data.load import TokenizedData, load_eval_data
+from lowregret.data.tokenizer import TextTokenizer
 from lowregret.errors import CheckpointError
 from lowregret.models.locate import ModelFolder, locate_model
 from lowregret.planner.resolve import resolve
 from lowregret.planner.shapes import read_shape
-from lowregret.specs import DataSpec, RunSpec
+from lowregret.specs import RunSpec
 from lowregret.store import RunDirectory, collect_environment
 from lowregret.training.progress import ProgressListener
-
-if TYPE_CHECKING:
-    from lowregret.data.load import TokenizedData
 
 MIN_DROP = 0.01
 """Nats by which `--must-improve` wants the test NLL to fall: far above what rounding or a lucky batch moves."""
@@ -65,7 +64,7 @@ def _start(
     """A new run directory with its plan, and what the run trains on."""
     facts = device_facts(request.spec.hardware.device)
     model = locate_model(request.spec.model, notify=notify)
-    data = tokenize(request.spec.data, model, notify)
+    data = tokenize(request.spec.data, TextTokenizer.from_folder(model.path), notify)
     shape = read_shape(model.path)
     spec, reasons = with_slots(request, command, shape, data.facts)
     facts = confirm_device(spec.hardware.device, facts)
@@ -100,7 +99,7 @@ def _materials(run: RunDirectory, notify: Notify) -> tuple[ModelFolder, Tokenize
     """Model and data of a run that goes on, if they are still what they were."""
     spec = run.spec
     model = locate_model(spec.model, notify=notify)
-    data = tokenize(spec.data, model, notify)
+    data = tokenize(spec.data, TextTokenizer.from_folder(model.path), notify)
     recorded = run.data_report or {}
     for what, source, found in (
         ("model", spec.model.source, model.content_hash),
@@ -114,14 +113,14 @@ def _materials(run: RunDirectory, notify: Notify) -> tuple[ModelFolder, Tokenize
 
 def _data_report(data: TokenizedData, model: ModelFolder) -> dict[str, Any]:
     """What became of the examples, with the hashes that a resume compares."""
-    return {**data.report, "model_hash": model.content_hash, "data_hash": data.content_hash}
+    return {**asdict(data.report), "model_hash": model.content_hash, "data_hash": data.content_hash}
 
 
 def _train(run: RunDirectory, model: ModelFolder, data: TokenizedData, console: Console) -> bool:
     """Train to the last step; False where the run was asked to stop and has its checkpoint."""
     spec = run.spec
-    notify = notify_on(console)
-    further = {source: _further(spec.data, source, model, notify) for source in spec.train.also_eval}
+    tokenizer = TextTokenizer.from_folder(model.path)
+    further = {source: load_eval_data(source, spec.data, tokenizer) for source in spec.train.also_eval}
     from lowregret.training.sft import Interrupted, train
 
     with ExitStack() as stack:
@@ -137,12 +136,6 @@ def _train(run: RunDirectory, model: ModelFolder, data: TokenizedData, console: 
             listener.on_message(str(stop))
             return False
     return True
-
-
-def _further(data: DataSpec, source: str, model: ModelFolder, notify: Notify) -> Any:
-    """The test split of further data, tokenized as the run's own data is."""
-    spec = DataSpec(source=source, max_length=data.max_length, overlong=data.overlong, seed=data.seed)
-    return tokenize(spec, model, notify).test
 
 
 def _draw(run: RunDirectory) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from lowregret.specs import ResolvedPlan
 
@@ -43,6 +43,7 @@ class EvalReport:
     """By slot; `base` is the model without any adapter, at step 0 only."""
 
 
+@runtime_checkable
 class ProgressListener(Protocol):
     """Receives the events of a run. Must not raise and must not change the run."""
 
