@@ -42,9 +42,7 @@ PUBLISHED: dict[str, Config] = {
         tie_word_embeddings=False,
     ),
     "Mistral-7B": _config("mistral", 4096, 14336, 32, (32, 8), 32768, tie_word_embeddings=False),
-    "Mixtral-8x7B": _config(
-        "mixtral", 4096, 14336, 32, (32, 8), 32000, num_local_experts=8, num_experts_per_tok=2
-    ),
+    "Mixtral-8x7B": _config("mixtral", 4096, 14336, 32, (32, 8), 32000, num_local_experts=8, num_experts_per_tok=2),
     "Gemma-2B": _config("gemma", 2048, 16384, 18, (8, 1), 256000, head_dim=256),
     "Gemma-2-2B": _config("gemma2", 2304, 9216, 26, (8, 4), 256000, head_dim=256),
     "Gemma-3-1B": _config("gemma3_text", 1152, 6912, 26, (4, 1), 262144, head_dim=256),

@@ -1,4 +1,4 @@
-"""Shapes read from config.json equal the modules that transformers builds; headers serve where the family is unknown."""
+"""Shapes read from config.json equal the built modules; headers serve where the family is unknown."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import cast
 import pytest
 import torch
 import transformers
-from planner.model_configs import PUBLISHED, Config
 from torch import nn
 
 from lowregret.adapters.inject import linear_kinds, select_sites
@@ -18,6 +17,7 @@ from lowregret.planner.capacity import adapter_params, adapter_params_by_kind
 from lowregret.planner.shapes import read_shape
 from lowregret.planner.targets import select
 from lowregret.specs.shape import ModelShape
+from planner.model_configs import PUBLISHED, Config
 
 
 def write_config(folder: Path, config: Config) -> Path:
@@ -74,7 +74,13 @@ def test_known_adapter_parameters_per_rank(name: str, mlp: int, attention: int, 
 @pytest.mark.parametrize("name", ["Llama-3.2-1B", "Qwen3-8B", "Phi-2", "Phi-3-mini", "Gemma-2-2B", "OLMo-2-7B"])
 @pytest.mark.parametrize(
     ("targets", "unembed"),
-    [(("all",), True), (("attention",), False), (("mlp",), True), (("o_proj", "dense"), False), (("layers.1.mlp",), True)],
+    [
+        (("all",), True),
+        (("attention",), False),
+        (("mlp",), True),
+        (("o_proj", "dense"), False),
+        (("layers.1.mlp",), True),
+    ],
 )
 def test_targets_select_what_the_bank_adapts(
     name: str, targets: tuple[str, ...], unembed: bool, tmp_path: Path
@@ -140,7 +146,7 @@ def test_a_config_that_contradicts_the_weights_is_refused(tmp_path: Path) -> Non
     cast(transformers.PreTrainedModel, build(config, "cpu")).save_pretrained(tmp_path)
     assert read_shape(tmp_path).hidden_size == 36
     write_config(tmp_path, {**config, "intermediate_size": 64})
-    with pytest.raises(SpecError, match="says 64 x 36 for model.layers.0.mlp.gate_proj.weight"):
+    with pytest.raises(SpecError, match=r"says 64 x 36 for model\.layers\.0\.mlp\.gate_proj\.weight"):
         read_shape(tmp_path)
 
 
@@ -169,7 +175,9 @@ def test_a_bad_config_is_one_clear_line(config: Config, message: str, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [(None, "can't be read"), ("{", "not JSON"), ("[1]", "no JSON object")], ids=["none", "torn", "list"]
+    ("text", "message"),
+    [(None, "can't be read"), ("{", "not JSON"), ("[1]", "no JSON object")],
+    ids=["none", "torn", "list"],
 )
 def test_a_config_that_is_no_config(text: str | None, message: str, tmp_path: Path) -> None:
     if text is not None:

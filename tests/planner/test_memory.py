@@ -1,0 +1,151 @@
+"""The memory model: its activations against the tensors that a real forward saves, its parts against counts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lowregret.adapters.routing import Routing
+from lowregret.batches import PackedBatch
+from lowregret.models.causal_lm import CausalLM
+from lowregret.models.load import prepare_module, with_bank, with_full
+from lowregret.planner.memory import MemoryQuestion, largest_micro_batch, largest_rank_that_fits, memory
+from lowregret.planner.recommend import assumed_shape
+from lowregret.planner.shapes import read_shape
+from lowregret.specs import AdapterSpec, FullSpec
+
+SMALL = {
+    "hidden_size": 64,
+    "intermediate_size": 176,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 128,
+}
+LENGTH, DOCUMENTS = 32, 4
+
+
+def model_with(model_type: str, slot: AdapterSpec | FullSpec, dtype: torch.dtype) -> CausalLM:
+    config = transformers.AutoConfig.for_model(model_type, **SMALL, pad_token_id=0, bos_token_id=0, eos_token_id=0)
+    module = prepare_module(cast(Any, transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)))
+    if isinstance(slot, FullSpec):
+        return with_full(module, slot, slot="s")[0]
+    model, bank = with_bank(module)
+    bank.join("s", slot)
+    return model
+
+
+def saved_bytes(model: CausalLM) -> int:
+    """Bytes of the storages that one forward keeps for its backward, weights left out."""
+    length = LENGTH * DOCUMENTS
+    batch = PackedBatch(
+        tokens=torch.arange(length) % 128,
+        positions=torch.arange(LENGTH).repeat(DOCUMENTS),
+        targets=torch.zeros(length, dtype=torch.long),
+        weights=torch.ones(length),
+        segment_lengths=(LENGTH,) * DOCUMENTS,
+        segment_slots=("s",) * DOCUMENTS,
+    )
+    held = {tensor.untyped_storage().data_ptr() for tensor in (*model.model.parameters(), *model.model.buffers())}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in held:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    routing = Routing.from_lengths(batch.slot_lengths)
+    with model.routed(routing), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model.hidden(batch)
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("model_type", ["llama", "qwen3", "olmo2", "phi3", "phi"])
+@pytest.mark.parametrize(
+    "slot",
+    [AdapterSpec(rank=32), AdapterSpec(rank=8, targets=("attention",)), FullSpec()],
+    ids=["all", "attention", "full"],
+)
+def test_activations_are_what_a_forward_saves(
+    model_type: str, slot: AdapterSpec | FullSpec, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, **SMALL}))
+    question = MemoryQuestion(
+        slots=(slot,), dtype="fp32" if dtype == torch.float32 else "bf16", tokens=LENGTH * DOCUMENTS
+    )
+    predicted = memory(read_shape(tmp_path), question)["activations"]
+    saved = saved_bytes(model_with(model_type, slot, dtype))
+    assert saved <= predicted <= 1.35 * saved
+
+
+SHAPE = assumed_shape(1024, 8)
+QUESTION = MemoryQuestion(slots=(AdapterSpec(rank=16),), dtype="bf16", tokens=2048)
+
+
+@given(rank=st.integers(1, 500), tokens=st.integers(1, 10**5), layers=st.integers(1, 40))
+def test_memory_is_monotone(rank: int, tokens: int, layers: int) -> None:
+    def total(rank: int, tokens: int, layers: int) -> int:
+        question = MemoryQuestion(slots=(AdapterSpec(rank=rank),), dtype="bf16", tokens=tokens)
+        return memory(assumed_shape(512, layers), question)["total"]
+
+    here = total(rank, tokens, layers)
+    assert here < total(rank + 1, tokens, layers)
+    assert here < total(rank, tokens + 1, layers)
+    assert here < total(rank, tokens, layers + 1)
+
+
+def test_parts_are_counts() -> None:
+    parts = memory(SHAPE, QUESTION)
+    params = 16 * sum((m.d_in + m.d_out) * m.count for m in SHAPE.matrices if m.kind != "unembed")
+    assert parts["adapters"] == parts["gradients"] == pytest.approx(4 * params * 1.05, abs=2)
+    assert parts["optimizer"] == pytest.approx(8 * params * 1.05, abs=2)
+    assert parts["weights"] == pytest.approx(2 * SHAPE.num_params * 1.05, abs=2)
+    assert parts["total"] == sum(size for name, size in parts.items() if name != "total")
+    full = memory(SHAPE, replace(QUESTION, slots=(FullSpec(),)))
+    assert full["weights"] == 0
+    assert full["full_masters"] + full["gradients"] + full["optimizer"] == pytest.approx(
+        16 * SHAPE.num_params * 1.05, abs=4
+    )
+    assert full["working_copies"] == pytest.approx(2 * SHAPE.num_params * 1.05, abs=2)
+
+
+def test_formats_and_checkpointing_save_what_they_should() -> None:
+    base = memory(SHAPE, QUESTION)
+    lean = memory(SHAPE, replace(QUESTION, checkpointing=True))
+    assert lean["activations"] < base["activations"] / 3
+    assert lean["weights"] == base["weights"]
+    quantised = memory(SHAPE, replace(QUESTION, base="nf4"))
+    assert quantised["weights"] < base["weights"]
+    assert memory(SHAPE, replace(QUESTION, dtype="fp32"))["weights"] == pytest.approx(2 * base["weights"], abs=2)
+
+
+def test_slots_share_one_base() -> None:
+    one, two = memory(SHAPE, QUESTION), memory(SHAPE, replace(QUESTION, slots=(AdapterSpec(rank=16),) * 2))
+    assert two["weights"] == one["weights"]
+    assert two["adapters"] == pytest.approx(2 * one["adapters"], abs=2)
+    assert two["total"] < 1.5 * one["total"]
+
+
+@given(memory_bytes=st.integers(1 << 29, 1 << 36))
+def test_the_largest_that_fits_fits_and_one_more_does_not(memory_bytes: int) -> None:
+    tokens = largest_micro_batch(SHAPE, QUESTION, memory_bytes=memory_bytes)
+    if tokens:
+        assert memory(SHAPE, replace(QUESTION, tokens=tokens))["total"] <= memory_bytes
+    if tokens < 1 << 22:
+        assert memory(SHAPE, replace(QUESTION, tokens=tokens + 1))["total"] > memory_bytes
+    rank = largest_rank_that_fits(SHAPE, QUESTION, memory_bytes=memory_bytes, limit=256)
+    if rank > 0:
+        assert memory(SHAPE, replace(QUESTION, slots=(AdapterSpec(rank=rank),)))["total"] <= memory_bytes
+    if rank < 256:
+        assert memory(SHAPE, replace(QUESTION, slots=(AdapterSpec(rank=rank + 1),)))["total"] > memory_bytes
