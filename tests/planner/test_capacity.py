@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -120,7 +121,7 @@ def test_the_library_s_verdict_reads_as_attributes_and_as_a_mapping() -> None:
         ({"rank": 8, "dataset_tokens": 1, "hidden_dim": 0, "num_layers": 2}, "hidden_dim: 0"),
     ],
 )
-def test_bad_questions(arguments: dict[str, int], message: str) -> None:
+def test_bad_questions(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(SpecError, match=message):
         validate_capacity(**arguments)
 

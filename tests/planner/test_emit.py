@@ -11,8 +11,8 @@ import peft
 import pytest
 import torch
 import transformers
-import trl
 import yaml
+from trl.trainer.sft_config import SFTConfig
 
 from lowregret.errors import SpecError
 from lowregret.planner.capacity import adapter_params
@@ -83,7 +83,7 @@ def test_trl_takes_the_plan(tmp_path: Path) -> None:
     shape = shape_of(tmp_path)
     names = executed(emit(plan_of(shape, AdapterSpec(rank=8), weight_decay=0.01, clip_norm=1.0), shape, "trl"))
     args = names["args"]
-    assert isinstance(args, trl.SFTConfig)
+    assert isinstance(args, SFTConfig)
     assert (args.learning_rate, args.max_steps, args.warmup_steps) == (3e-4, 200, 5)
     assert args.lr_scheduler_type == "linear"
     assert args.per_device_train_batch_size * args.gradient_accumulation_steps == 12

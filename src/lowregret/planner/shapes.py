@@ -111,7 +111,8 @@ class _Builder:
 
     def _expert_mlp(self, layers: tuple[int, ...]) -> None:
         """Experts as transformers holds them: gate and up in one tensor, so one adapter for both."""
-        d, inner = self.hidden, self.config.integer("moe_intermediate_size", "intermediate_size")
+        key = "moe_intermediate_size" if self.family.experts == "sparse" else "intermediate_size"
+        d, inner = self.hidden, self.config.integer(key)
         experts = self.config.integer("num_local_experts", "num_experts")
         active = self.config.integer("num_experts_per_tok")
         prefix, router = "model.layers.{layer}.mlp.", self.family.router
