@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from lowregret.cli.flags import Export
-from lowregret.cli.prepare import Notify, notify_on, tokenize
+from lowregret.cli.prepare import Notify, notify_on, silence_transformers, tokenize
 from lowregret.data.tokenizer import TextTokenizer
 from lowregret.errors import ExportError, SpecError
 from lowregret.models.locate import ModelFolder, locate_model
@@ -28,6 +28,7 @@ def export(command: Export) -> int:
     slot = chosen_slot(run, command.slot)
     _refuse_idle(command, slot)
     _require_trained(run, slot)
+    silence_transformers()
     model = locate_model(run.spec.model, notify=notify)
     if command.merge or not isinstance(slot.weights, AdapterSpec):
         result = _write_model(command, run, slot, model, notify)

@@ -16,6 +16,7 @@ from lowregret.data.load import TokenizedData, load_data
 from lowregret.data.tokenizer import TextTokenizer
 from lowregret.errors import SpecError
 from lowregret.planner.rank import suggest_rank
+from lowregret.planner.validate import validate_spec
 from lowregret.specs import DataFacts, DataSpec, Derived, ResolvedPlan, RunSpec
 from lowregret.specs.codec import read_toml
 from lowregret.specs.shape import ModelShape
@@ -47,6 +48,8 @@ def request_of(command: Sft | Plan) -> Request:
     """
     if command.spec is None:
         spec = spec_of(command)
+        if spec.slots:
+            validate_spec(spec)
         return Request(spec=spec, suggest=not spec.slots)
     spec = read_toml(RunSpec, command.spec)
     if isinstance(command, Sft) and command.track is not None:
@@ -55,12 +58,20 @@ def request_of(command: Sft | Plan) -> Request:
     refuse_changes(spec, command, where=str(command.spec), remedy="leave the flag out or change the file")
     if spec.task != "sft":
         raise SpecError(f"{command.spec}: task: {spec.task!r} can't be run by sft; set it to 'sft'")
+    validate_spec(spec)
     return Request(spec=spec, suggest=False)
 
 
 def notify_on(console: Console) -> Notify:
     """A function that prints one line, as it stands."""
     return lambda message: console.print(Text(message, style="dim"), soft_wrap=True)
+
+
+def silence_transformers() -> None:
+    """No bars of transformers' own while weights are loaded: they would draw over the display."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def tokenize(spec: DataSpec, tokenizer: TextTokenizer, notify: Notify) -> TokenizedData:

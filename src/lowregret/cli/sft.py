@@ -19,7 +19,17 @@ from rich.console import Console
 from lowregret.cli.flags import Sft
 from lowregret.cli.live import Fan, display
 from lowregret.cli.machine import confirm_device, device_facts
-from lowregret.cli.prepare import Notify, Request, notify_on, request_of, run_name, tokenize, with_reasons, with_slots
+from lowregret.cli.prepare import (
+    Notify,
+    Request,
+    notify_on,
+    request_of,
+    run_name,
+    silence_transformers,
+    tokenize,
+    with_reasons,
+    with_slots,
+)
 from lowregret.cli.specs import refuse_changes
 from lowregret.cli.tables import print_plan, print_result
 from lowregret.cli.trackers import open_tracker
@@ -123,6 +133,7 @@ def _train(run: RunDirectory, model: ModelFolder, data: TokenizedData, console: 
     further = {source: load_eval_data(source, spec.data, tokenizer) for source in spec.train.also_eval}
     from lowregret.training.sft import Interrupted, train
 
+    silence_transformers()
     with ExitStack() as stack:
         shown = stack.enter_context(display(console))
         listeners: list[ProgressListener] = [shown]
