@@ -13,7 +13,7 @@ from lowregret.adapters.bank import AdapterBank
 from lowregret.batches import PackedBatch, TokenizedExample
 from lowregret.data.packing import pack
 from lowregret.models.causal_lm import CausalLM
-from lowregret.models.load import prepare_module, with_bank
+from lowregret.models.load import cast_parameters, prepare_module, with_bank
 from lowregret.specs import AdapterSpec, OptimSpec
 from lowregret.training.optimizer import AdamW
 
@@ -58,7 +58,8 @@ def bank_on(
 ) -> tuple[CausalLM, AdapterBank]:
     """A bank with these slots on a model brought to `dtype`; masters fp64 where the model is fp64."""
     master = torch.float64 if dtype == torch.float64 else torch.float32
-    lm, bank = with_bank(model.to(dtype), master_dtype=master)
+    moved = model.double() if dtype == torch.float64 else cast_parameters(model, dtype)
+    lm, bank = with_bank(moved, master_dtype=master)
     for name, spec in specs.items():
         bank.join(name, spec)
     return lm, bank

@@ -19,7 +19,7 @@ from lowregret.adapters.grouped import grouped_linear
 from lowregret.adapters.peft_format import StoredAdapter
 from lowregret.export.merge import Rounding, merge
 from lowregret.models.causal_lm import CausalLM
-from lowregret.models.load import with_full
+from lowregret.models.load import cast_parameters, with_full
 from lowregret.specs import AdapterSpec, FullSpec, OptimSpec
 from lowregret.training.evaluate import BASE, evaluate
 from lowregret.training.measure import Fidelity, forward_fidelity
@@ -90,7 +90,7 @@ def test_full_fine_tuning_acts_in_its_bf16_copy_when_rounded_stochastically(roun
     exact, exact_full = with_full(base(), FullSpec())
     start = by_example(exact, "full")
     masters = {name: p.detach().clone() for name, p in exact.model.named_parameters()}
-    tested, full = with_full(base().bfloat16(), FullSpec(rounding=rounding), masters=masters)
+    tested, full = with_full(cast_parameters(base(), torch.bfloat16), FullSpec(rounding=rounding), masters=masters)
     before = by_example(tested, "full")
     optimizer = {"full": AdamW(OptimSpec(lr=5e-5), full.blocks("full"))}
     train_step(tested, [packed({"full": DOCUMENTS})], optimizer, factor=1.0, step=1)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lowregret.adapters.full import stochastic_bf16
 from lowregret.adapters.peft_format import StoredAdapter
 from lowregret.errors import ExportError
+from lowregret.models.load import cast_parameters
 
 Rounding = Literal["stochastic", "nearest"]
 
@@ -75,7 +76,7 @@ def merge(
         raise ExportError(
             "the merge changes no weight: the update is below the rounding; use --rounding stochastic or --dtype fp32"
         )
-    model.to(dtype)
+    cast_parameters(model, dtype)
     _untie_if_adapted(model, stored)
     for site, weight in merged.items():
         cast(Any, model.get_submodule(site)).weight = nn.Parameter(weight, requires_grad=False)

@@ -19,7 +19,7 @@ from lowregret.batches import TokenizedExample
 from lowregret.errors import ExportError
 from lowregret.export.merge import MergeReport, Rounding, merge, rounded
 from lowregret.models.causal_lm import CausalLM
-from lowregret.models.load import DTYPES, load_module, with_bank
+from lowregret.models.load import DTYPES, cast_parameters, load_module, with_bank
 from lowregret.models.locate import ModelFolder
 from lowregret.training.evaluate import BASE, HeldOut, evaluate
 from lowregret.training.measure import Fidelity, forward_fidelity
@@ -121,7 +121,7 @@ def export_full(
     """
     _refuse_full_folder(folder)
     cpu = torch.device("cpu")
-    module = load_module(model, dtype=torch.float32, device=cpu).to(DTYPES[dtype])
+    module = cast_parameters(load_module(model, dtype=torch.float32, device=cpu), DTYPES[dtype])
     generator = torch.Generator().manual_seed(0)
     parameters = dict(module.named_parameters())
     for name, master in masters.items():

@@ -56,6 +56,13 @@ def prepare_module(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
+def cast_parameters(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Bring the parameters to `dtype`, and leave the buffers: rotary frequencies in bf16 shift every position."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
+
+
 def head_name(model: nn.Module) -> str:
     """Module name of the unembedding, such as `lm_head`.
 
