@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lowregret.errors import CapacityError, DataError, LowregretError, SpecError
 from lowregret.planner.flops import break_even_rank
-from lowregret.planner.memory import MemoryQuestion, memory
+from lowregret.planner.memory import MemoryQuestion, memory, needed_bytes
 from lowregret.planner.recommend import assumed_shape
 from lowregret.planner.resolve import resolve
 from lowregret.specs import (
@@ -121,7 +121,7 @@ def needed(tokens: int, *, checkpointing: bool = False, weights: AdapterSpec | F
     """Bytes that the memory model wants for this many tokens at once."""
     slots = (weights or AdapterSpec(rank=8),)
     question = MemoryQuestion(slots=slots, dtype="bf16", tokens=tokens, checkpointing=checkpointing)
-    return memory(SHAPE, question)["total"]
+    return needed_bytes(memory(SHAPE, question))
 
 
 def with_memory(memory_bytes: int) -> DeviceFacts:
@@ -163,7 +163,7 @@ def test_what_cannot_fit_is_refused_with_the_nearest_that_does(memory_bytes: int
 def test_the_change_that_is_named_fits() -> None:
     hardware = with_memory(needed(3000, checkpointing=True))
     plan = plan_of(run(hardware=HardwareSpec(activation_checkpointing=True)), replace(FACTS, longest=3000), hardware)
-    assert plan.memory_bytes["total"] <= hardware.memory_bytes
+    assert needed_bytes(plan.memory_bytes) <= hardware.memory_bytes
 
 
 def test_full_fine_tuning_too_large_is_refused_with_an_adapter() -> None:

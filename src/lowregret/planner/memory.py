@@ -35,7 +35,7 @@ MIN_LOGITS_ROWS = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Constants:
-    """What counting does not give; set against measured runs (`benchmarks/memory.py`).
+    """What counting does not give; set against the measured runs in `tests/planner/test_memory.py`.
 
     >>> Constants().logits_copies
     3.5
@@ -49,11 +49,16 @@ class Constants:
     """Buffers of a chunk of logits alive at once, in fp32 chunks: logits, their fp32 copy, the gradient."""
     transient_copies: float = 2.0
     """Input and output of the widest matrix that the backward holds beside what is saved."""
-    allocator: float = 1.05
-    """Memory that the allocator holds beyond what is asked of it."""
+    held: float = 1.05
+    """Allocator's share on what is held throughout."""
+    passing: float = 1.18
+    """The same on activations and work space, whose many sizes leave gaps; 1.15 would do for the measured runs."""
 
 
 CONSTANTS = Constants()
+
+MAPPED = "mapped_file"
+"""Part of the memory that counts as resident but can be taken back: pages of the model's file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,39 +85,66 @@ class MemoryQuestion:
 def memory(shape: ModelShape, question: MemoryQuestion, *, constants: Constants = CONSTANTS) -> dict[str, int]:
     """Bytes by part, and their `total`.
 
-    Parts: weights, adapters (masters), gradients, optimizer, working_copies, activations, logits, workspace, runtime.
+    Parts: weights, adapters and full_masters (fp32), gradients, optimizer, working_copies, activations, logits,
+    workspace, mapped_file, runtime.
     """
     adapters = [slot for slot in question.slots if isinstance(slot, AdapterSpec)]
     fulls = [slot for slot in question.slots if isinstance(slot, FullSpec)]
     columns = _columns(shape, adapters)
-    trained = sum(adapter_params(select(shape, a.targets, unembed=a.unembed), a.rank) for a in adapters)
-    full_trained = [full_params(shape, spec) for spec in fulls]
-    work = BYTES[question.dtype]
-    sites = _sites(shape, columns)
-    copies = sum(columns[index] * (m.d_in + m.d_out + columns[index]) * m.count * work for index, m in sites)
-    if any(m.kind == "unembed" for _, m in sites) and shape.tied:
-        copies += shape.embedding_params * work  # a folded head no longer shares the embedding's memory
-    masters = sum(full_trained) * FP32_BYTES
-    if question.dtype == "bf16":
-        copies += sum(shape.num_params for _ in fulls) * work
-    else:
-        masters += sum(shape.num_params - trained_here for trained_here in full_trained) * FP32_BYTES
-    all_trained = trained + sum(full_trained)
-    parts = {
-        "weights": _base_bytes(shape, question) if adapters else 0,
-        "adapters": trained * FP32_BYTES,
-        "full_masters": masters,
-        "gradients": all_trained * FP32_BYTES,
-        "optimizer": 2 * all_trained * FP32_BYTES,
-        "working_copies": copies,
+    held = _held(shape, question, adapters, fulls, columns)
+    passing = {
         "activations": _activation_bytes(shape, question, columns, bool(adapters), bool(fulls)),
         "logits": int(_logits_bytes(shape) * constants.logits_copies),
         "workspace": _workspace_bytes(shape, question, columns, bool(fulls), constants),
     }
-    parts = {name: int(size * constants.allocator) for name, size in parts.items()}
-    parts["runtime"] = constants.runtime_cuda if question.device.startswith("cuda") else constants.runtime_cpu
+    parts = {name: int(size * constants.held) for name, size in held.items()}
+    parts |= {name: int(size * constants.passing) for name, size in passing.items()}
+    on_device = question.device.startswith("cuda")
+    # The adapted matrices are copies; what they were copied from stays mapped with the rest of its file.
+    parts[MAPPED] = 0 if on_device else sum(m.num_weights for _, m in _sites(shape, columns)) * BYTES[question.dtype]
+    parts["runtime"] = constants.runtime_cuda if on_device else constants.runtime_cpu
     parts["total"] = sum(parts.values())
     return parts
+
+
+def _held(
+    shape: ModelShape,
+    question: MemoryQuestion,
+    adapters: Sequence[AdapterSpec],
+    fulls: Sequence[FullSpec],
+    columns: Sequence[int],
+) -> dict[str, int]:
+    """What is held throughout the run."""
+    work = BYTES[question.dtype]
+    sites = _sites(shape, columns)
+    in_adapters = sum(adapter_params(select(shape, a.targets, unembed=a.unembed), a.rank) for a in adapters)
+    in_full = [full_params(shape, spec) for spec in fulls]
+    trained = in_adapters + sum(in_full)
+    copies = sum(columns[index] * (m.d_in + m.d_out + columns[index]) * m.count * work for index, m in sites)
+    if any(m.kind == "unembed" for _, m in sites) and shape.tied:
+        copies += shape.embedding_params * work  # a folded head no longer shares the embedding's memory
+    masters = sum(in_full) * FP32_BYTES
+    if question.dtype == "bf16":
+        copies += shape.num_params * len(fulls) * work
+    else:
+        masters += sum(shape.num_params - params for params in in_full) * FP32_BYTES
+    return {
+        "weights": _base_bytes(shape, question) if adapters else 0,
+        "adapters": in_adapters * FP32_BYTES,
+        "full_masters": masters,
+        "gradients": trained * FP32_BYTES,
+        "optimizer": 2 * trained * FP32_BYTES,
+        "working_copies": copies,
+    }
+
+
+def needed_bytes(parts: dict[str, int]) -> int:
+    """What must be free: the total without the pages of the model's file, which the system takes back at will.
+
+    >>> needed_bytes({"weights": 5, "mapped_file": 2, "total": 7})
+    5
+    """
+    return parts["total"] - parts[MAPPED]
 
 
 def full_params(shape: ModelShape, spec: FullSpec) -> int:
@@ -140,7 +172,7 @@ def largest_rank_that_fits(shape: ModelShape, question: MemoryQuestion, *, memor
 
 
 def _fits(shape: ModelShape, question: MemoryQuestion, memory_bytes: int) -> bool:
-    return memory(shape, question)["total"] <= memory_bytes
+    return needed_bytes(memory(shape, question)) <= memory_bytes
 
 
 def _with_tokens(question: MemoryQuestion, tokens: int) -> MemoryQuestion:

@@ -13,7 +13,7 @@ from typing import Literal, cast
 
 from lowregret.errors import CapacityError, SpecError
 from lowregret.planner.learning_rate import LearningRate, full_rate, lora_rate
-from lowregret.planner.memory import MemoryQuestion, largest_micro_batch, memory
+from lowregret.planner.memory import MemoryQuestion, largest_micro_batch, memory, needed_bytes
 from lowregret.planner.validate import check_warmup, validate_against_data, validate_against_shape, validate_spec
 from lowregret.planner.warn import warnings_of
 from lowregret.specs.adapter import AdapterSpec
@@ -183,7 +183,7 @@ def _tokens_per_microbatch(
 
 
 def _misfit(spec: RunSpec, shape: ModelShape, tokens: int, available: int) -> str:
-    needed = memory(shape, memory_question(spec, tokens))["total"]
+    needed = needed_bytes(memory(shape, memory_question(spec, tokens)))
     head = (
         f"hardware.memory_bytes: the run needs about {needed / 2**30:.1f} GiB for {tokens} tokens at once and "
         f"{available / 2**30:.1f} GiB are free; "
