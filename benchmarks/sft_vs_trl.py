@@ -1,6 +1,6 @@
 """SFT throughput and peak memory beside TRL's SFTTrainer with PEFT: same model, same batches, one run.
 
-    python benchmarks/sft_vs_trl.py --model smollm2-135m --data gsm8k/train.jsonl --out benchmarks/results/sft_vs_trl.json
+    python benchmarks/sft_vs_trl.py --model smollm2-135m --data gsm8k/train.jsonl
 
 Each contender is a process of its own, so that its peak memory is its own; they take turns, never run side by side, and
 the figures are medians over steps after the first. TRL is tried in three settings (fp32; autocast to bf16; bf16

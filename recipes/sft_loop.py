@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, linear
 
 from lowregret.adapters.bank import initial_a
 from lowregret.data.examples import ExampleStore
@@ -51,7 +51,7 @@ class LoRALinear(nn.Module):
         self.b = nn.Parameter(torch.zeros(linear.out_features, settings.rank))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(x) + self.scaling * F.linear(F.linear(x, self.a), self.b)  # (*)
+        return self.linear(x) + self.scaling * linear(linear(x, self.a), self.b)  # (*)
 
 
 def add_lora(model: nn.Module, settings: Settings) -> list[nn.Parameter]:
@@ -83,7 +83,7 @@ def padded(store: ExampleStore, indices: list[int]) -> tuple[Tensor, Tensor, Ten
 def completion_nll(model: nn.Module, tokens: Tensor, attention: Tensor, loss: Tensor) -> tuple[Tensor, Tensor]:
     """Summed NLL of the completion tokens in nats, and their number."""
     logits = model(input_ids=tokens, attention_mask=attention).logits[:, :-1]
-    nll = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+    nll = cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
     return (nll * loss[:, 1:].flatten()).sum(), loss[:, 1:].sum()
 
 

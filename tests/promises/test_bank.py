@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import bank_on, examples, optimizers, packed, randomise_b, tiny_llama
 
 from lowregret.adapters.grouped import (
     Columns,
@@ -19,6 +20,7 @@ from lowregret.adapters.grouped import (
 from lowregret.adapters.routing import Routing
 from lowregret.specs import AdapterSpec, OptimSpec
 from lowregret.training.step import train_step
+from tiny import bank_on, examples, optimizers, packed, randomise_b, tiny_llama
 
 SLOTS = {
     "r1": (AdapterSpec(rank=1), OptimSpec(lr=3e-3)),
@@ -100,7 +102,8 @@ def test_a_slot_that_goes_nan_is_retired_and_no_other_changes(dtype: torch.dtype
             documents = {slot: examples(2, seed=step) for slot in ("bad", "good") if slot in bank.slots or not poisoned}
             reports = train_step(lm, [packed(documents)], optimizer, factor=1.0, step=step)
             if poisoned and step == 0:
-                assert reports["bad"].diverged and not reports["good"].diverged
+                assert reports["bad"].diverged
+                assert not reports["good"].diverged
                 assert bank.slots == ("good",)
         return [block.value for block in bank.blocks("good")]
 
@@ -113,9 +116,11 @@ def test_a_slot_whose_update_overflows_is_never_published() -> None:
     lm, bank = bank_on(tiny_llama(), {"bad": AdapterSpec(rank=4), "good": AdapterSpec(rank=4)})
     optimizer = optimizers(bank, {"bad": OptimSpec(lr=1e35), "good": OptimSpec(lr=1e-3)})
     reports = train_step(lm, [packed({"bad": examples(2), "good": examples(2)})], optimizer, factor=1.0, step=1)
-    assert reports["bad"].diverged and not reports["good"].diverged
+    assert reports["bad"].diverged
+    assert not reports["good"].diverged
     reports = train_step(lm, [packed({"good": examples(2)})], optimizer, factor=1.0, step=2)
-    assert not reports["good"].diverged and bank.slots == ("good",)
+    assert not reports["good"].diverged
+    assert bank.slots == ("good",)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -134,9 +139,7 @@ def test_the_base_is_the_model_it_was() -> None:
     plain = tiny_llama()
     starts = [0, *torch.tensor(batch.segment_lengths).cumsum(0).tolist()]
     with torch.no_grad():
-        expected = torch.cat(
-            [plain(batch.tokens[None, a:b]).logits[0] for a, b in zip(starts, starts[1:], strict=False)]
-        )
+        expected = torch.cat([plain(batch.tokens[None, a:b]).logits[0] for a, b in pairwise(starts)])
     lm, _ = bank_on(tiny_llama(), {"r4": AdapterSpec(rank=4, unembed=True)})
     with lm.routed(Routing.from_lengths(batch.slot_lengths)), torch.no_grad():
         torch.testing.assert_close(lm.logits(lm.hidden(batch)), expected, rtol=1e-5, atol=1e-6)

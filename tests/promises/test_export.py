@@ -10,7 +10,6 @@ import peft
 import pytest
 import torch
 import transformers
-from tiny_folder import tiny_model_folder
 
 from lowregret.adapters.bank import AdapterBank
 from lowregret.adapters.peft_format import StoredAdapter, read_adapter, write_adapter
@@ -23,6 +22,7 @@ from lowregret.models.causal_lm import CausalLM
 from lowregret.models.load import load_module, with_bank
 from lowregret.models.locate import ModelFolder
 from lowregret.specs import AdapterSpec
+from tiny_folder import tiny_model_folder
 
 pytestmark = [
     # peft 0.21 asks transformers 5.23 by a name that it has deprecated, and warns of tied heads that we untie ourselves
@@ -111,7 +111,8 @@ def test_a_bf16_merge_reports_the_share_that_survives(tmp_path: Path) -> None:
     arguments: dict[str, Any] = {"examples": [], "tokens_per_microbatch": 512, "model": model, "dtype": "bf16"}
     faithful = export_merged(stored(bank), tmp_path / "s", rounding="stochastic", **arguments)
     rounded = export_merged(stored(bank), tmp_path / "n", rounding="nearest", **arguments)
-    assert faithful.weights is not None and rounded.weights is not None
+    assert faithful.weights is not None
+    assert rounded.weights is not None
     assert faithful.weights.share_of_update == pytest.approx(1.0, abs=0.15)
     assert rounded.weights.share_of_update < 0.5
     assert transformers_logits(tmp_path / "s", torch.bfloat16).isfinite().all()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import bank_on, examples, optimizers, packed, tiny_llama
 
 from lowregret.adapters.parameters import ParameterBlock
 from lowregret.batches import PackedBatch
 from lowregret.specs import AdapterSpec, OptimSpec, ScheduleSpec
 from lowregret.training.optimizer import AdamW, schedule_factor
 from lowregret.training.step import train_step
+from tiny import bank_on, examples, optimizers, packed, tiny_llama
 
 
 def test_ten_steps_equal_torch_adamw_with_settings_for_a_and_b() -> None:
@@ -58,7 +58,8 @@ def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
     block = ParameterBlock(name="a", role="a", value=torch.ones(3), grad=torch.tensor([1.0, float("inf"), 0.0]))
     optimizer = AdamW(OptimSpec(lr=1e-2), (block,))
     assert optimizer.step((block,), 1.0) == float("inf")
-    assert torch.equal(block.value, torch.ones(3)) and optimizer.updates == 0
+    assert torch.equal(block.value, torch.ones(3))
+    assert optimizer.updates == 0
 
 
 @pytest.mark.parametrize(

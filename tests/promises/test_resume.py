@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+
 from tiny_folder import tiny_model_folder, write_questions
 
 STEPS = 24
@@ -137,7 +138,8 @@ def test_a_torn_checkpoint_is_skipped_with_a_warning_for_the_one_before(
     victim = newest / "r4.safetensors"
     victim.write_bytes(victim.read_bytes()[:-100])
     errors = finish(start(materials, "sft", "--resume", str(out)))
-    assert newest.name in errors and "checksum" in errors
+    assert newest.name in errors
+    assert "checksum" in errors
     assert_same(out, uninterrupted)
 
 
@@ -147,9 +149,11 @@ def test_resuming_a_finished_run_says_so_and_exits_0(materials: Path, uninterrup
 
 def test_a_resume_with_a_changed_spec_is_refused(materials: Path, uninterrupted: Path) -> None:
     errors = finish(start(materials, "sft", "--resume", str(uninterrupted), "--batch-size", "5"), expected=2)
-    assert "batch" in errors and "Traceback" not in errors
+    assert "batch" in errors
+    assert "Traceback" not in errors
 
 
 def test_an_output_folder_that_holds_a_run_is_refused(materials: Path, uninterrupted: Path) -> None:
     errors = finish(start(materials, *sft_arguments(materials, uninterrupted)), expected=2)
-    assert str(uninterrupted.name) in errors and "Traceback" not in errors
+    assert str(uninterrupted.name) in errors
+    assert "Traceback" not in errors

@@ -1,4 +1,4 @@
-"""Loss and gradients equal transformers + peft on the same batch, fp32; every supported family; full fine-tuning too."""
+"""Loss and gradients equal transformers + peft on the same batch, fp32, for every family; full fine-tuning too."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import peft
 import pytest
 import torch
 import transformers
-from tiny import VOCABULARY, bank_on, examples, packed, randomise_b, tiny_llama
 from torch import nn
 
 from lowregret.adapters.routing import Routing
@@ -17,6 +16,7 @@ from lowregret.batches import TokenizedExample
 from lowregret.models.load import prepare_module, with_full
 from lowregret.specs import AdapterSpec, FullSpec
 from lowregret.training.step import forward_backward
+from tiny import VOCABULARY, bank_on, examples, packed, randomise_b, tiny_llama
 
 # peft 0.21 asks transformers 5.23 by a name that it has deprecated
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -59,7 +59,7 @@ def build(family: str) -> nn.Module:
 
 
 def padded_loss(model: Any, documents: list[TokenizedExample]) -> torch.Tensor:
-    """The usual way: right-padded rows, labels -100 on the prompt, transformers' own loss (mean over completion tokens)."""
+    """The usual way: right-padded rows, labels -100 on the prompt, the mean over completion tokens."""
     longest = max(len(d.tokens) for d in documents)
     tokens = torch.zeros(len(documents), longest, dtype=torch.int64)
     mask, labels = torch.zeros_like(tokens), torch.full_like(tokens, -100)

@@ -78,7 +78,7 @@ def grouped_linear(
     u_TR = xu[:, d_in:]
     u_TR.zero_()
     for span in spans:
-        if span.slot in columns:
+        if span.slot is not None and span.slot in columns:
             at = columns[span.slot]
             a_RD = folded[d_out + at.start : d_out + at.stop, :d_in]
             u_TR[span.start : span.stop, at.start : at.stop] = x_TD[span.start : span.stop] @ a_RD.T
@@ -103,7 +103,7 @@ def grouped_linear_backward(
     du_TR = dyu[:, d_out:]
     du_TR.zero_()
     for span in spans:
-        if span.slot in columns:
+        if span.slot is not None and span.slot in columns:
             at = columns[span.slot]
             b_FR = folded[:d_out, d_in + at.start : d_in + at.stop]
             du_TR[span.start : span.stop, at.start : at.stop] = dy_TF[span.start : span.stop] @ b_FR
@@ -124,7 +124,7 @@ def accumulate_adapter_gradients(
     Rows of other slots are not read, so a slot that has gone NaN can't reach another one.
     """
     for span in spans:
-        if span.slot not in columns:
+        if span.slot is None or span.slot not in columns:
             continue
         at = columns[span.slot]
         rows, cols = slice(span.start, span.stop), slice(at.start, at.stop)
@@ -139,12 +139,12 @@ def grouped_linear_reference(
     adapters: Mapping[str, tuple[Tensor, Tensor, float]],
     spans: tuple[Span, ...],
 ) -> Float[Tensor, "T F"]:
-    """The formula as a loop: `adapters` maps a slot to (A [R, D], B [F, R], alpha / rank). Differentiable by autograd."""
+    """The formula as a loop, by autograd: `adapters` maps a slot to (A [R, D], B [F, R], alpha / rank)."""
     rows: list[Tensor] = []
     for span in spans:
         x = x_TD[span.start : span.stop]
         y = x @ weight_FD.T
-        if span.slot in adapters:
+        if span.slot is not None and span.slot in adapters:
             a_RD, b_FR, scaling = adapters[span.slot]
             y = y + scaling * (x @ a_RD.T) @ b_FR.T
         rows.append(y)

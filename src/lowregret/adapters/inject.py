@@ -48,7 +48,7 @@ def select_sites(kinds: Mapping[str, Kind], targets: Iterable[str], *, unembed: 
 
     Args:
         kinds: result of `linear_kinds`.
-        targets: `all`, `attention`, `mlp`, or names: the end of a module name at a dot (`q_proj`, `layers.0.mlp.up_proj`).
+        targets: `all`, `attention`, `mlp`, or the end of a module name at a dot (`q_proj`, `layers.0.mlp.up_proj`).
         unembed: add the unembedding.
 
     Raises:

@@ -114,7 +114,7 @@ def join_stored(bank: AdapterBank, slot: str, stored: StoredAdapter) -> None:
 
 
 def target_modules(kinds: Mapping[str, Kind], sites: tuple[str, ...]) -> list[str]:
-    """PEFT's `target_modules` for these sites: leaf names where every layer of that name is adapted, else full names."""
+    """PEFT's `target_modules`: leaf names where every layer of that name is adapted, else full names."""
     chosen = set(sites)
     names: list[str] = []
     for leaf in dict.fromkeys(site.rsplit(".", 1)[-1] for site in sites):

@@ -29,7 +29,7 @@ class MergeReport:
     """
 
     share_of_update: float
-    """<dW merged, dW> / |dW|^2 over all adapted matrices: 1 where the whole update arrived, on average over elements."""
+    """<dW merged, dW> / |dW|^2 over all adapted matrices: 1 where the whole update arrived."""
     share_of_weights_moved: float
     """Share of adapted weights that differ from the base in the target format."""
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from lowregret.adapters.peft_format import StoredAdapter, join_stored, read_adapter, write_adapter
 from lowregret.adapters.routing import Routing
-from lowregret.data.packing import pack
 from lowregret.batches import TokenizedExample
+from lowregret.data.packing import pack
 from lowregret.errors import ExportError
 from lowregret.export.merge import MergeReport, Rounding, merge, rounded
 from lowregret.models.causal_lm import CausalLM
@@ -87,7 +87,7 @@ def export_merged(
         examples: held-out documents for the share; none: it is not measured.
 
     Raises:
-        ExportError: the merge changes nothing, the file does not read back equal, or in fp32 merged and unmerged differ.
+        ExportError: the merge changes nothing, the file does not read back, or in fp32 merged and unmerged differ.
     """
     _refuse_full_folder(folder)
     cpu = torch.device("cpu")

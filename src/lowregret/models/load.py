@@ -39,7 +39,7 @@ def load_module(folder: ModelFolder, *, dtype: torch.dtype, device: torch.device
         )
     except ValueError as error:
         raise ModelError(f"model {folder.name} can't be loaded: {str(error).splitlines()[0]}") from error
-    return prepare_module(cast(nn.Module, model.to(device)))
+    return prepare_module(cast(nn.Module, model).to(device))
 
 
 def prepare_module(model: nn.Module) -> nn.Module:

@@ -1,4 +1,4 @@
-"""From a model's name to a folder with config.json, tokenizer.json and safetensors. No torch, except to dequantise a GGUF.
+"""From a model's name to a folder with config.json, tokenizer.json and safetensors; torch only to dequantise a GGUF.
 
 A GGUF file (and the packaged demo model, which is one) is dequantised once and cached as safetensors under the user's
 cache folder, so that every later start reads headers only.

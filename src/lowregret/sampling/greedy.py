@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -59,7 +60,7 @@ def _decode(
 ) -> list[list[int]]:
     answers: list[list[int]] = [[] for _ in range(tokens.shape[0])]
     done = [False] * tokens.shape[0]
-    cache = DynamicCache(config=model.model.config)
+    cache = DynamicCache(config=cast(Any, model.model).config)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     for _ in range(max_new_tokens):
         output = model.body(

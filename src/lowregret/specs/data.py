@@ -24,9 +24,9 @@ class DataSpec:
     """The data set's own test split. None: `test` where the hub data set has one, else hashed off `split`."""
     test_source: str | None = None
     """A second local file that is the test set. Prompts that also stand in training are dropped there and counted."""
-    format: Literal[
-        "auto", "messages", "sharegpt", "prompt-completion", "question-answer", "instruction", "text"
-    ] = "auto"
+    format: Literal["auto", "messages", "sharegpt", "prompt-completion", "question-answer", "instruction", "text"] = (
+        "auto"
+    )
     """How a row becomes a conversation. `auto` finds it from the columns."""
     columns: tuple[tuple[str, str], ...] = ()
     """Renames, as (role of the format, column of the data): (("question", "problem"), ("answer", "solution"))."""

@@ -49,5 +49,5 @@ class ResolvedPlan:
     """The decisions, in the order in which they were taken."""
     warnings: tuple[str, ...] = ()
     """What the user should look at before starting."""
-    memory_bytes: dict[str, int] = field(default_factory=dict)
+    memory_bytes: dict[str, int] = field(default_factory=dict[str, int])
     """Predicted peak by part."""

@@ -45,7 +45,7 @@ def evaluate(
         slots: names; `base` routes to no adapter. A model without a bank is evaluated as it is under each name.
     """
     by_slot: dict[str, list[float]] = {slot: [] for slot in slots}
-    for batch in microbatches({slot: examples for slot in slots}, tokens_per_microbatch):
+    for batch in microbatches(dict.fromkeys(slots, examples), tokens_per_microbatch):
         routing = Routing.from_lengths({None if s == BASE else s: n for s, n in batch.slot_lengths.items()})
         losses = batch_nll(model, batch, routing).double().cpu()
         start = 0

@@ -85,7 +85,8 @@ class AdamW:
 
 def settings(spec: OptimSpec, role: str) -> tuple[float, float, float]:
     """Learning rate, eps and weight decay of a block: B's own where its role is `b`."""
-    assert spec.lr is not None and spec.lr_for_b is not None
+    assert spec.lr is not None
+    assert spec.lr_for_b is not None
     if role == "b":
         return spec.lr_for_b, spec.eps_for_b, spec.weight_decay_for_b
     return spec.lr, spec.eps, spec.weight_decay

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -15,12 +16,14 @@ from lowregret.store.run import RunDirectory
 from lowregret.training.evaluate import BASE
 from lowregret.training.state import RunState
 
+When = Literal["before", "after"]
+
 MAX_NEW_TOKENS = 64
 """Length of a sample; enough to see whether the answer's form was learned."""
 
 
 def write_samples(
-    run: RunDirectory, state: RunState, examples: Sequence[TokenizedExample], *, folder: Path, when: str
+    run: RunDirectory, state: RunState, examples: Sequence[TokenizedExample], *, folder: Path, when: When
 ) -> None:
     """Greedy answers of the base (`before`) or of every live slot (`after`) to the first test prompts."""
     tokenizer = TextTokenizer.from_folder(folder)

@@ -30,13 +30,13 @@ from lowregret.training.evaluate import BASE, HeldOut, evaluate, evaluation_step
 from lowregret.training.metrics import Meter, peak_memory_bytes
 from lowregret.training.optimizer import schedule_factor
 from lowregret.training.progress import EvalReport, ProgressListener, StepReport
-from lowregret.training.samples import write_samples
+from lowregret.training.samples import When, write_samples
 from lowregret.training.signals import StopRequest
 from lowregret.training.state import Lane, RunState, build_state
 from lowregret.training.step import SlotStep, train_step
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818 - a request that was met, no error
     """The run was asked to stop; its state is in a checkpoint."""
 
 
@@ -221,7 +221,7 @@ class _Job:
         with self.run.writing_checkpoint(state.step) as folder:
             save_checkpoint(state, folder)
 
-    def sample(self, state: RunState, when: str) -> None:
+    def sample(self, state: RunState, when: When) -> None:
         """Answers to a few test prompts, for the reader."""
         write_samples(self.run, state, self.held_out["test"], folder=self.model.path, when=when)
 
