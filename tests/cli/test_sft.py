@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -135,27 +131,6 @@ def test_a_resume_on_changed_data_is_refused(
     own.write_text(data_file.read_text().replace("12", "21"))
     assert run(["sft", "--resume", str(out)]) == 2
     assert f"the data {own} has changed since it began; start a new run" in capsys.readouterr().err
-
-
-def test_sigterm_ends_with_a_checkpoint_and_the_way_to_go_on(settings: tuple[str, ...], tmp_path: Path):
-    out = tmp_path / "run"
-    assert settings[-2] == "--steps"
-    flags = ["150", "--rank", "1", "--lr", "1e-3", "--eval-every", "1000"]
-    command = [sys.executable, "-m", "lowregret", "sft", *settings[:-1], *flags, "--out", str(out)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        deadline = time.monotonic() + 120
-        while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").read_text():
-            assert process.poll() is None, process.communicate()[1]
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        process.send_signal(signal.SIGTERM)
-        _, progress = process.communicate(timeout=120)
-    assert process.returncode == 130, progress
-    assert progress.rstrip().endswith(f"go on with: lowregret sft --resume {out}")
-    stopped = len(losses(out))
-    assert 0 < stopped < 150
-    assert run(["sft", "--resume", str(out)]) == 0
-    assert [step for step, _, _ in losses(out)] == list(range(1, 151))
 
 
 BAD_INPUT = [
