@@ -12,6 +12,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -143,7 +144,7 @@ def finish(run: RunDirectory, slots: list[SlotSpec], steps: int, text: str) -> N
     run.mark_finished({"steps": steps, "seconds": 148.2, "tokens": 251_000, "peak_memory_bytes": 1_900_000_000})
 
 
-def samples_of(when: str, slots: tuple[str, ...], text: str) -> list[SampleRow]:
+def samples_of(when: Literal["before", "after"], slots: tuple[str, ...], text: str) -> list[SampleRow]:
     return [
         SampleRow(when=when, slot=slot, prompt=f"{text} ({i})", reference="8", answer=f"{text} gives\n{8 + i}")
         for i in range(2)

@@ -8,6 +8,8 @@ import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+import numpy as np
+
 from lowregret.report.figures import draw_learning_curves, draw_training_loss, write_figures
 from lowregret.store import RunDirectory
 
@@ -54,7 +56,7 @@ def test_lines_carry_the_logged_values(make_run) -> None:
     run = make_run()
     figure = draw_learning_curves(run.read_evals(), run.plan)
     assert figure is not None
-    drawn = {line.get_label(): list(line.get_ydata()) for line in figure.axes[1].get_lines()}
+    drawn = {line.get_label(): np.asarray(line.get_ydata()).tolist() for line in figure.axes[1].get_lines()}
     logged = [row.nll for row in run.read_evals() if (row.slot, row.split) == ("r64", "test")]
     assert drawn["r64"] == logged
     assert set(drawn["base model"]) == {1.464}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import pytest
@@ -121,7 +122,7 @@ def test_dict_is_the_inverse_too_and_an_integer_serves_as_float() -> None:
     assert to_toml(AdapterSpec(rank=8, alpha=16)) == to_toml(AdapterSpec(rank=8, alpha=16.0))
 
 
-def edited(path: list[str | int], value: object) -> dict[str, object]:
+def edited(path: list[str | int], value: object) -> Mapping[str, object]:
     data = to_dict(RUN)
     node: object = data
     for key in path[:-1]:
