@@ -99,7 +99,7 @@ def run_arm(arm: str, arguments: argparse.Namespace) -> dict[str, float]:
         groups = [[slot] for slot in slots] if arm == "in-turn" else [slots]
         started = time.perf_counter()
         for group in groups:
-            batches = microbatches({slot: examples for slot in group}, arguments.budget)
+            batches = microbatches(dict.fromkeys(group, examples), arguments.budget)
             train_step(model, batches, optimizers, factor=1.0, step=step + 1)
         seconds.append(time.perf_counter() - started)
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

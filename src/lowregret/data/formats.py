@@ -107,7 +107,8 @@ class _Fields:
             role = roles.get(str(fields[role_key]))
             if role is None:
                 raise DataError(
-                    f"{self.where}: turn {index} of {column!r} has the role {fields[role_key]!r}; known: {', '.join(roles)}"
+                    f"{self.where}: turn {index} of {column!r} has the role {fields[role_key]!r}; "
+                    f"known: {', '.join(roles)}"
                 )
             messages.append(Message(role=cast(Role, role), content=self._content(fields[text_key], column, index)))
         return messages

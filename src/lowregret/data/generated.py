@@ -1,4 +1,4 @@
-"""Data sets that are made, not read: synthetic facts of exactly known information content, and reasoning-gym's tasks."""
+"""Data sets that are made, not read: facts of exactly known information content, and reasoning-gym's tasks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GYM = "reasoning-gym:"
 DEFAULT_ROWS = 2000
 
 FACT_ATTRIBUTES = {"birthplace": 256, "profession": 128, "employer": 256, "hobby": 64, "year of birth": 64}
-"""Attribute -> number of equally likely values; a person carries the sum of their log2, 36 bits."""
+"""Attribute -> number of equally likely values; a person carries the sum of their log2, 35 bits."""
 CONSONANTS, VOWELS = "bdfgklmnprstvz", "aeiou"
 
 
@@ -50,7 +50,7 @@ def fact_bits(num_rows: int) -> float:
     """Information in `num_rows` rows of `facts`, bits: sum of log2 of the number of values of each row's attribute.
 
     >>> fact_bits(5)
-    36.0
+    35.0
     """
     sizes = list(FACT_ATTRIBUTES.values())
     return sum(math.log2(sizes[row % len(sizes)]) for row in range(num_rows))

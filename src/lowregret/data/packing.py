@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ def pack(documents: Sequence[tuple[str, TokenizedExample]]) -> PackedBatch:
         ValueError: no documents, or a slot's documents do not stand together.
     """
     slots = [slot for slot, _ in documents]
-    changes = 1 + sum(a != b for a, b in zip(slots, slots[1:], strict=False))
+    changes = 1 + sum(a != b for a, b in pairwise(slots))
     if not documents or changes != len(set(slots)):
         raise ValueError("a packed batch needs documents, those of each slot together")
     lengths = tuple(len(example.tokens) for _, example in documents)

@@ -1,4 +1,4 @@
-"""Where rows come from: a hub, a local file, or a generator. Rows are streamed; nothing is held whole but JSON arrays."""
+"""Where rows come from: a hub, a local file, or a generator. Rows are streamed; only JSON arrays are held whole."""
 
 from __future__ import annotations
 
@@ -143,7 +143,8 @@ def _json_rows(path: Path) -> Iterator[Row]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise DataError(
-            f"{path}, line {error.lineno} is not JSON ({error.msg}); mend it, or name it .jsonl if it has an object a line"
+            f"{path}, line {error.lineno} is not JSON ({error.msg}); "
+            "mend it, or name it .jsonl if it has an object a line"
         ) from error
     if isinstance(value, dict) and isinstance(value.get("data"), list):
         value = value["data"]
@@ -193,13 +194,13 @@ class _hub_errors:  # noqa: N801 - reads as a statement: with _hub_errors(spec)
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        import datasets
+        from datasets.exceptions import DatasetNotFoundError
         from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
         name = self.spec.source
         if isinstance(error, GatedRepoError):
             raise DataError(f"data set {name} is gated; accept its terms on the hub and run `hf auth login`") from error
-        if isinstance(error, RepositoryNotFoundError | datasets.exceptions.DatasetNotFoundError):
+        if isinstance(error, RepositoryNotFoundError | DatasetNotFoundError):
             raise DataError(f"the hub has no data set {name}; check the id, or give a local file") from error
         if isinstance(error, ValueError):
             raise DataError(f"data set {name}: {str(error).splitlines()[0]}; set --config and --split") from error

@@ -55,8 +55,8 @@ def split(
     wanted_test = 0 if own_test is not None else default if test_size is None else test_size
     if wanted_validation + wanted_test >= number:
         raise DataError(
-            f"{where}: {wanted_test} test and {wanted_validation} validation examples leave nothing of {number} to train on; "
-            "lower --test-size and --validation-size"
+            f"{where}: {wanted_test} test and {wanted_validation} validation examples leave nothing of {number} "
+            "to train on; lower --test-size and --validation-size"
         )
     order = np.argsort(hashes, kind="stable").astype(np.int64)
     test_end = _end_of_group(hashes[order], wanted_test)

@@ -66,7 +66,9 @@ class TextTokenizer:
         self._source = template or PLAIN_TEMPLATE
         self._template = _environment().from_string(self._source)
         self._special = {"eos_token": eos_token, "bos_token": bos_token or ""}
-        self.eos_token_id = int(tokenizer.token_to_id(eos_token))
+        eos_token_id = tokenizer.token_to_id(eos_token)
+        assert eos_token_id is not None
+        self.eos_token_id = eos_token_id
         self.stop_token_ids = tuple(dict.fromkeys([self.eos_token_id, *stop]))
         self.vocab_size = tokenizer.get_vocab_size()
         self.content_hash = digest
