@@ -36,7 +36,7 @@ from lowregret.training.state import Lane, RunState, build_state
 from lowregret.training.step import SlotStep, train_step
 
 
-class Interrupted(Exception):  # noqa: N818 - a request that was met, no error
+class Interrupted(Exception):
     """The run was asked to stop; its state is in a checkpoint."""
 
 
