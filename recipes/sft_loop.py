@@ -110,7 +110,7 @@ def train(model: nn.Module, store: ExampleStore, settings: Settings) -> Iterator
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        yield float(loss)
+        yield loss.item()
 
 
 def main() -> None:
