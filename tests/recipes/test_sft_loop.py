@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tiny_folder import tiny_model_folder, write_questions
 
 from lowregret.adapters.bank import AdapterBank
 from lowregret.batches import TokenizedExample
@@ -23,6 +22,7 @@ from lowregret.models.locate import ModelFolder
 from lowregret.specs import AdapterSpec, DataSpec, OptimSpec
 from lowregret.training.optimizer import AdamW
 from lowregret.training.step import train_step
+from tiny_folder import tiny_model_folder, write_questions
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "sft_loop.py"
 
