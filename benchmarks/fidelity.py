@@ -1,0 +1,124 @@
+"""Forward fidelity of three bf16 arithmetics for the same trained adapter, on a real model.
+
+    python benchmarks/fidelity.py --model smollm2-135m --data gsm8k/train.jsonl --lr 3e-4 --sequences 24
+
+The adapter is trained in the package's own arithmetic; after each of the steps asked for, its masters are evaluated in
+fp32, in one accumulator (ours), as PEFT adds (both terms rounded, then summed) and by `addmm` onto the rounded base.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import lowregret.adapters.layer
+from lowregret.adapters.grouped import grouped_linear
+from lowregret.batches import TokenizedExample
+from lowregret.data.load import load_data
+from lowregret.data.packing import microbatches
+from lowregret.data.tokenizer import TextTokenizer
+from lowregret.models.causal_lm import CausalLM
+from lowregret.models.load import load_module, with_bank
+from lowregret.models.locate import locate_model
+from lowregret.specs import AdapterSpec, DataSpec, ModelSpec, OptimSpec
+from lowregret.training.evaluate import BASE, evaluate
+from lowregret.training.measure import forward_fidelity
+from lowregret.training.optimizer import AdamW
+from lowregret.training.step import train_step
+
+BUDGET = 2048
+
+
+def bf16_add(x_TD: Tensor, folded: Tensor, spans: Any, columns: Any, d_out: int) -> tuple[Tensor, Tensor]:
+    """Base and adapter are rounded to bf16 each, then added and rounded again."""
+    _, u_TR = grouped_linear(x_TD, folded, spans, columns, d_out)
+    d_in = x_TD.shape[1]
+    return x_TD @ folded[:d_out, :d_in].T + u_TR @ folded[:d_out, d_in:].T, u_TR
+
+
+def addmm(x_TD: Tensor, folded: Tensor, spans: Any, columns: Any, d_out: int) -> tuple[Tensor, Tensor]:
+    """The adapter is accumulated in fp32, onto a base that was rounded before."""
+    _, u_TR = grouped_linear(x_TD, folded, spans, columns, d_out)
+    d_in = x_TD.shape[1]
+    return torch.addmm(x_TD @ folded[:d_out, :d_in].T, u_TR, folded[:d_out, d_in:].T), u_TR
+
+
+ARITHMETICS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+    "one accumulator": grouped_linear,
+    "bf16 add": bf16_add,
+    "addmm onto the rounded base": addmm,
+}
+
+
+def main() -> None:
+    """Train, and after each of the steps asked for compare the arithmetics."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--lr", type=float, default=3e-4)
+    parser.add_argument("--steps", type=int, nargs="+", default=[1, 3])
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--sequences", type=int, default=24, help="held-out sequences")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/fidelity.json"))
+    arguments = parser.parse_args()
+    folder = locate_model(ModelSpec(source=arguments.model))
+    data = load_data(DataSpec(source=arguments.data, limit=2000), TextTokenizer.from_folder(folder.path))
+    held_out = [example(data.validation[k]) for k in range(min(arguments.sequences, len(data.validation)))]
+    lanes = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        lanes[dtype] = with_bank(load_module(folder, dtype=dtype, device=torch.device("cpu")))
+        lanes[dtype][1].join("s", AdapterSpec(rank=arguments.rank))
+    (exact, exact_bank), (tested, bank) = lanes[torch.float32], lanes[torch.bfloat16]
+    optimizers = {"s": AdamW(OptimSpec(lr=arguments.lr), bank.blocks("s"))}
+    before_exact, rows = nlls(exact, held_out, BASE), []
+    for step in range(1, max(arguments.steps) + 1):
+        chosen = [
+            example(data.train[(step * arguments.batch_size + k) % len(data.train)])
+            for k in range(arguments.batch_size)
+        ]
+        train_step(tested, microbatches({"s": chosen}, BUDGET), optimizers, factor=1.0, step=step)
+        if step not in arguments.steps:
+            continue
+        for mine, theirs in zip(exact_bank.blocks("s"), bank.blocks("s"), strict=True):
+            mine.value.copy_(theirs.value)
+        exact_bank.publish("s")
+        after_exact = nlls(exact, held_out, "s")
+        for name, arithmetic in ARITHMETICS.items():
+            lowregret.adapters.layer.grouped_linear = arithmetic
+            found = forward_fidelity(
+                before_fp32=before_exact,
+                after_fp32=after_exact,
+                before=nlls(tested, held_out, BASE),
+                after=nlls(tested, held_out, "s"),
+                tokens=[document.num_completion_tokens for document in held_out],
+            )
+            lowregret.adapters.layer.grouped_linear = grouped_linear
+            rows.append(
+                {"lr": arguments.lr, "step": step, "arithmetic": name, **asdict(found), "verdict": found.verdict}
+            )
+            print(json.dumps(rows[-1]), flush=True)
+    setting = {key: str(value) for key, value in vars(arguments).items() if key != "out"}
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps({"setting": setting, "rows": rows}, indent=1) + "\n")
+
+
+def example(row: tuple[Any, Any]) -> TokenizedExample:
+    """A row of a store as a document."""
+    return TokenizedExample(tokens=row[0], completion=row[1])
+
+
+def nlls(model: CausalLM, documents: list[TokenizedExample], slot: str) -> tuple[float, ...]:
+    """Summed NLL of each document."""
+    return evaluate(model, documents, (slot,), BUDGET)[slot].by_example
+
+
+if __name__ == "__main__":
+    main()
