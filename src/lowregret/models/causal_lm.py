@@ -21,7 +21,7 @@ from lowregret.batches import PackedBatch
 from lowregret.models.attention import NAME, Packing
 
 LOGITS_BYTES = 64 << 20
-"""fp32 bytes of one chunk of logits; larger chunks were no faster (benchmarks/kernels.py)."""
+"""fp32 bytes of one chunk of logits; larger chunks were no faster (benchmarks/pieces.py)."""
 
 
 class CausalLM:

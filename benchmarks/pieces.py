@@ -1,6 +1,6 @@
 """Times of the pieces of a step, side by side: where a design decision rests on a measurement, this prints it.
 
-    python benchmarks/kernels.py
+    python benchmarks/pieces.py
 
 Each row is the median of repeated calls in milliseconds. Alternatives take turns within one process.
 """
@@ -28,7 +28,7 @@ def main() -> None:
     """Time every alternative and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/kernels.json"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/pieces.json"))
     arguments = parser.parse_args()
     torch.manual_seed(0)
     questions = {**products(), **losses(), **attentions()}
