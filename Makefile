@@ -33,7 +33,7 @@ format: .venv/.dev ## Bring the sources into format
 	$(BIN)/ruff format .
 
 types: .venv/.dev ## Types: pyright, strict for specs, planner, store and studies
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 contract: .venv/.dev ## Which room may import which
 	$(BIN)/lint-imports
