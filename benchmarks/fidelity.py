@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,21 +36,35 @@ from lowregret.training.step import train_step
 BUDGET = 2048
 
 
-def bf16_add(x_TD: Tensor, folded: Tensor, spans: Any, columns: Any, d_out: int) -> tuple[Tensor, Tensor]:
+def bf16_add(x_TD: Tensor, folded: Tensor, spans: Any, columns: Any, d_out: int) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Base and adapter are rounded to bf16 each, then added and rounded again."""
-    _, u_TR = grouped_linear(x_TD, folded, spans, columns, d_out)
-    d_in = x_TD.shape[1]
-    return x_TD @ folded[:d_out, :d_in].T + u_TR @ folded[:d_out, d_in:].T, u_TR
+    _, us = grouped_linear(x_TD, folded, spans, columns, d_out)
+    y_TF = x_TD @ folded[:d_out, : x_TD.shape[1]].T
+    for span, u, up in adapted(us, folded, spans, columns, d_out, x_TD.shape[1]):
+        y_TF[span.start : span.stop] += u @ up.T
+    return y_TF, us
 
 
-def addmm(x_TD: Tensor, folded: Tensor, spans: Any, columns: Any, d_out: int) -> tuple[Tensor, Tensor]:
+def addmm(x_TD: Tensor, folded: Tensor, spans: Any, columns: Any, d_out: int) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The adapter is accumulated in fp32, onto a base that was rounded before."""
-    _, u_TR = grouped_linear(x_TD, folded, spans, columns, d_out)
-    d_in = x_TD.shape[1]
-    return torch.addmm(x_TD @ folded[:d_out, :d_in].T, u_TR, folded[:d_out, d_in:].T), u_TR
+    _, us = grouped_linear(x_TD, folded, spans, columns, d_out)
+    y_TF = x_TD @ folded[:d_out, : x_TD.shape[1]].T
+    for span, u, up in adapted(us, folded, spans, columns, d_out, x_TD.shape[1]):
+        y_TF[span.start : span.stop].addmm_(u, up.T)
+    return y_TF, us
 
 
-ARITHMETICS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+def adapted(
+    us: Any, folded: Tensor, spans: Any, columns: Any, d_out: int, d_in: int
+) -> Iterator[tuple[Any, Tensor, Tensor]]:
+    """Spans that have an adapter, with u = x A^T and s B."""
+    for span, u in zip(spans, us, strict=True):
+        if span.slot in columns:
+            at = columns[span.slot]
+            yield span, u, folded[:d_out, d_in + at.start : d_in + at.stop]
+
+
+ARITHMETICS: dict[str, Callable[..., tuple[Tensor, tuple[Tensor, ...]]]] = {
     "one accumulator": grouped_linear,
     "bf16 add": bf16_add,
     "addmm onto the rounded base": addmm,

@@ -16,6 +16,8 @@ from lowregret.adapters.grouped import (
     grouped_linear_backward,
     grouped_linear_reference,
     padded_columns,
+    separate_linear,
+    separate_linear_backward,
 )
 from lowregret.adapters.routing import Routing
 from lowregret.specs import AdapterSpec, OptimSpec
@@ -145,13 +147,16 @@ def test_the_base_is_the_model_it_was() -> None:
         torch.testing.assert_close(lm.logits(lm.hidden(batch)), expected, rtol=1e-5, atol=1e-6)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=50)
 @given(
     ranks=st.lists(st.integers(1, 9), min_size=1, max_size=4),
     lengths=st.lists(st.integers(1, 7), min_size=4, max_size=4),
     seed=st.integers(0, 1000),
+    layout=st.sampled_from(["folded", "separate"]),
 )
-def test_kernel_equals_the_loop_forward_and_gradient(ranks: list[int], lengths: list[int], seed: int) -> None:
+def test_kernel_equals_the_loop_forward_and_gradient(
+    ranks: list[int], lengths: list[int], seed: int, layout: str
+) -> None:
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -172,10 +177,15 @@ def test_kernel_equals_the_loop_forward_and_gradient(ranks: list[int], lengths: 
         at = columns[slot]
         folded[d_out + at.start : d_out + at.stop, :d_in] = a_RD
         folded[:d_out, d_in + at.start : d_in + at.stop] = scaling * b_FR
-    y_TF, u_TR = grouped_linear(x_TD, folded, spans, columns, d_out)
-    dx_TD, du_TR = grouped_linear_backward(dy_TF, folded, spans, columns, d_in)
     gradients = {slot: (torch.zeros_like(a), torch.zeros_like(b)) for slot, (a, b, _) in adapters.items()}
-    accumulate_adapter_gradients(x_TD, dy_TF, u_TR, du_TR, spans, columns, gradients)
+    if layout == "folded":
+        y_TF, us = grouped_linear(x_TD, folded, spans, columns, d_out)
+        dx_TD, dus = grouped_linear_backward(dy_TF, folded, spans, columns, d_in)
+    else:
+        down, up = folded[d_out:, :d_in], folded[:d_out, d_in:]
+        y_TF, us = separate_linear(x_TD, weight_FD, down, up, spans, columns)
+        dx_TD, dus = separate_linear_backward(dy_TF, weight_FD, down, up, spans, columns)
+    accumulate_adapter_gradients(x_TD, dy_TF, us, dus, spans, columns, gradients)
 
     leaves = {s: (a.clone().requires_grad_(), b.clone().requires_grad_(), k) for s, (a, b, k) in adapters.items()}
     x_leaf = x_TD.clone().requires_grad_()

@@ -74,11 +74,16 @@ def test_an_adapter_acts_fully_in_bf16_and_the_usual_sum_swallows_it(monkeypatch
     faithful = fidelity(exact, by_example(tested, BASE), by_example(tested, "s"))
     assert faithful.verdict == "passes", faithful
 
-    def usual(x_TD: Tensor, folded: Tensor, spans: Any, columns: Any, d_out: int) -> tuple[Tensor, Tensor]:
+    def usual(x_TD: Tensor, folded: Tensor, spans: Any, columns: Any, d_out: int) -> tuple[Tensor, tuple[Tensor, ...]]:
         """PEFT's arithmetic: the base is rounded to bf16, then the adapter's share is added and rounded again."""
-        _, u_TR = grouped_linear(x_TD, folded, spans, columns, d_out)
+        _, us = grouped_linear(x_TD, folded, spans, columns, d_out)
         d_in = x_TD.shape[1]
-        return x_TD @ folded[:d_out, :d_in].T + u_TR @ folded[:d_out, d_in:].T, u_TR
+        y_TF = x_TD @ folded[:d_out, :d_in].T
+        for span, u in zip(spans, us, strict=True):
+            if span.slot in columns:
+                at = columns[span.slot]
+                y_TF[span.start : span.stop] += u @ folded[:d_out, d_in + at.start : d_in + at.stop].T
+        return y_TF, us
 
     monkeypatch.setattr(lowregret.adapters.layer, "grouped_linear", usual)
     swallowed = fidelity(exact, by_example(tested, BASE), by_example(tested, "s"))

@@ -1,12 +1,13 @@
 """A linear layer whose output is adapted by the slots of a bank.
 
-Takes the place of an `nn.Linear`. Its weight is a view of the folded matrix (`grouped.py`), so the base is held once;
-it is frozen and never written to. Adapter gradients go straight into the bank's fp32 accumulators, not through
-autograd's leaves, so accumulation over micro-batches is fp32 in every dtype.
+Takes the place of an `nn.Linear`. Where the site is folded (`grouped.py`) its weight is a view of the folded matrix, so
+the base is held once; it is frozen and never written to. Adapter gradients go straight into the bank's fp32
+accumulators, not through autograd's leaves, so accumulation over micro-batches is fp32 in every dtype.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -16,9 +17,12 @@ from torch import Tensor, nn
 from lowregret.adapters.grouped import (
     Columns,
     accumulate_adapter_gradients,
+    fits_folded,
     grouped_linear,
     grouped_linear_backward,
     padded_columns,
+    separate_linear,
+    separate_linear_backward,
 )
 from lowregret.adapters.routing import Routing
 
@@ -51,58 +55,86 @@ class AdaptedLinear(nn.Module):
         self.cell = cell
         self.columns: dict[str, Columns] = {}
         self.gradients: dict[str, tuple[Tensor, Tensor]] = {}
-        self.register_buffer("folded", linear.weight.detach(), persistent=False)
         self.weight = nn.Parameter(linear.weight.detach(), requires_grad=False)
         self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach(), requires_grad=False)
+        self.working = WorkingCopy(folded=None, down=self.weight.new_empty(0), up=self.weight.new_empty(0))
 
     def reserve(self, columns: dict[str, Columns]) -> None:
         """Make room for these adapter columns; all adapter entries become zero until `write` fills them."""
-        folded = cast(Tensor, self.folded)
-        width = padded_columns(max((at.stop for at in columns.values()), default=0))
-        fresh = folded.new_zeros(self.out_features + width, self.in_features + width)
-        fresh[: self.out_features, : self.in_features] = folded[: self.out_features, : self.in_features]
-        self.folded = fresh
-        self.weight = nn.Parameter(fresh[: self.out_features, : self.in_features], requires_grad=False)
+        d_in, d_out = self.in_features, self.out_features
+        num_columns = max((at.stop for at in columns.values()), default=0)
+        weight = self.weight.detach()
+        if fits_folded(num_columns, d_in):
+            width = padded_columns(num_columns)
+            folded = weight.new_zeros(d_out + width, d_in + width)
+            folded[:d_out, :d_in] = weight
+            self.weight = nn.Parameter(folded[:d_out, :d_in], requires_grad=False)
+            self.working = WorkingCopy(folded=folded, down=folded[d_out:, :d_in], up=folded[:d_out, d_in:])
+        else:
+            down, up = weight.new_zeros(num_columns, d_in), weight.new_zeros(d_out, num_columns)
+            self.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
+            self.working = WorkingCopy(folded=None, down=down, up=up)
         self.columns = columns
 
     def write(self, slot: str, a_RD: Float[Tensor, "R D"], b_FR: Float[Tensor, "F R"]) -> None:
-        """Copy a slot's masters into the folded matrix, in its dtype, B times alpha / rank."""
+        """Copy a slot's masters into the working copy, in its dtype, B times alpha / rank."""
         at = self.columns[slot]
-        folded = cast(Tensor, self.folded)
-        folded[self.out_features + at.start : self.out_features + at.stop, : self.in_features] = a_RD
-        folded[: self.out_features, self.in_features + at.start : self.in_features + at.stop] = b_FR * at.scaling
+        self.working.down[at.start : at.stop] = a_RD
+        self.working.up[:, at.start : at.stop] = b_FR * at.scaling
+        self.columns[slot] = replace(at, silent=not bool(b_FR.any()))
 
     def clear(self, slot: str) -> None:
         """Zero a slot's columns: its rows then give the base model."""
         at = self.columns[slot]
-        folded = cast(Tensor, self.folded)
-        folded[self.out_features + at.start : self.out_features + at.stop] = 0
-        folded[:, self.in_features + at.start : self.in_features + at.stop] = 0
+        self.working.down[at.start : at.stop] = 0
+        self.working.up[:, at.start : at.stop] = 0
+        self.columns[slot] = replace(at, silent=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """x of shape [..., D] to [..., F]."""
         flat = x.reshape(-1, self.in_features)
-        y = _AdaptedLinearFunction.apply(flat, self)
-        y = cast(Tensor, y).view(*x.shape[:-1], self.out_features)
+        y = cast(Tensor, _AdaptedLinearFunction.apply(flat, self)).view(*x.shape[:-1], self.out_features)
         return y if self.bias is None else y + self.bias
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkingCopy:
+    """The adapters in the format that computes.
+
+    >>> WorkingCopy(folded=None, down=torch.zeros(2, 3), up=torch.zeros(4, 2)).folded is None
+    True
+    """
+
+    folded: Tensor | None
+    """[[W, sB], [A, 0]], or None where the layout is separate."""
+    down: Tensor
+    """A of all slots, [R, D]; a view of `folded` where there is one."""
+    up: Tensor
+    """s B of all slots, [F, R]; likewise."""
 
 
 class _AdaptedLinearFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_TD: Tensor, layer: AdaptedLinear) -> Tensor:
         spans = layer.cell.current().spans_of(x_TD.shape[0])
-        y_TF, u_TR = grouped_linear(x_TD, cast(Tensor, layer.folded), spans, layer.columns, layer.out_features)
-        ctx.save_for_backward(x_TD, u_TR)
+        working, columns = layer.working, layer.columns
+        if working.folded is not None:
+            y_TF, us = grouped_linear(x_TD, working.folded, spans, columns, layer.out_features)
+        else:
+            y_TF, us = separate_linear(x_TD, layer.weight, working.down, working.up, spans, columns)
+        ctx.save_for_backward(x_TD, *us)
         ctx.layer, ctx.spans = layer, spans
         return y_TF
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
         (dy_TF,) = grad_outputs
-        x_TD, u_TR = ctx.saved_tensors
+        x_TD, *us = ctx.saved_tensors
         layer: AdaptedLinear = ctx.layer
-        dx_TD, du_TR = grouped_linear_backward(
-            dy_TF, cast(Tensor, layer.folded), ctx.spans, layer.columns, layer.in_features
-        )
-        accumulate_adapter_gradients(x_TD, dy_TF, u_TR, du_TR, ctx.spans, layer.columns, layer.gradients)
+        working, columns = layer.working, layer.columns
+        if working.folded is not None:
+            dx_TD, dus = grouped_linear_backward(dy_TF, working.folded, ctx.spans, columns, layer.in_features)
+        else:
+            dx_TD, dus = separate_linear_backward(dy_TF, layer.weight, working.down, working.up, ctx.spans, columns)
+        accumulate_adapter_gradients(x_TD, dy_TF, us, dus, ctx.spans, columns, layer.gradients)
         return dx_TD, None
