@@ -31,6 +31,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "text": ("text",),
 }
 """Format -> columns that it needs, in the order in which formats are tried."""
+OPTIONAL_COLUMNS: dict[str, tuple[str, ...]] = {"sharegpt": ("system",), "instruction": ("input", "system")}
+"""Format -> columns that it reads where they are there."""
 
 
 def detect(columns: Sequence[str], where: str) -> str:
@@ -57,11 +59,10 @@ def converter(name: str, renames: Sequence[tuple[str, str]], where: str) -> Call
         where: name of the data in messages.
     """
     given = dict(renames)
-    unknown = set(given) - {*COLUMNS[name], "input", "system"}
+    known = (*COLUMNS[name], *OPTIONAL_COLUMNS.get(name, ()))
+    unknown = set(given) - set(known)
     if unknown:
-        raise DataError(
-            f"{where}: format {name!r} has no column {sorted(unknown)[0]!r}; it has {', '.join(COLUMNS[name])}"
-        )
+        raise DataError(f"{where}: format {name!r} has no column {min(unknown)!r}; it has {', '.join(known)}")
 
     def convert(number: int, row: Row) -> Conversation:
         return Conversation(messages=tuple(_BUILDERS[name](_Fields(row, given, where, number))))
@@ -79,7 +80,10 @@ class _Fields:
     def raw(self, column: str) -> Any:
         actual = self.renames.get(column, column)
         if actual not in self.row:
-            raise DataError(f"{self.where}: column {actual!r} is missing; it has {', '.join(map(str, self.row))}")
+            found = ", ".join(map(str, self.row)) or "none"
+            raise DataError(
+                f"{self.where}: column {actual!r} is missing; it has {found}; add it, or rename one with --columns"
+            )
         return self.row[actual]
 
     def text(self, column: str) -> str:
@@ -87,16 +91,30 @@ class _Fields:
         if value is None:
             return ""
         if not isinstance(value, str | int | float):
-            raise DataError(f"{self.where}: column {column!r} holds {type(value).__name__}, text is needed")
+            raise DataError(f"{self.where}: column {self._actual(column)} holds {type(value).__name__}, text is needed")
         return str(value)
 
-    def has(self, column: str) -> bool:
-        return self.renames.get(column, column) in self.row
+    def optional(self, column: str) -> str:
+        """Text of a column that need not be there."""
+        return self.text(column) if self.renames.get(column, column) in self.row else ""
+
+    def system(self) -> list[Message]:
+        """A system turn from the column of that name, where it holds something."""
+        content = self.optional("system")
+        return [Message(role="system", content=content)] if content.strip() else []
+
+    def _actual(self, column: str) -> str:
+        return repr(self.renames.get(column, column))
 
     def turns(self, column: str, role_key: str, text_key: str, roles: Mapping[str, str]) -> list[Message]:
+        """A list of turns; nothing at all is an empty one."""
         value = self.raw(column)
+        if value is None:
+            return []
         if not isinstance(value, Sequence) or isinstance(value, str):
-            raise DataError(f"{self.where}: column {column!r} holds {type(value).__name__}, a list of turns is needed")
+            raise DataError(
+                f"{self.where}: column {self._actual(column)} holds {type(value).__name__}, a list of turns is needed"
+            )
         messages: list[Message] = []
         for index, turn in enumerate(cast("Sequence[Any]", value)):
             if not isinstance(turn, Mapping) or role_key not in turn or text_key not in turn:
@@ -118,9 +136,13 @@ class _Fields:
             return value
         if value is None:
             return ""
-        if isinstance(value, Sequence) and all(isinstance(part, Mapping) and "text" in part for part in value):
-            return "".join(str(part["text"]) for part in value)
-        raise DataError(f"{self.where}: turn {index} of {column!r} holds {type(value).__name__}, text is needed")
+        if isinstance(value, Sequence):
+            parts = cast("Sequence[Any]", value)
+            if all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in parts):
+                return "".join(part["text"] for part in parts)
+        raise DataError(
+            f"{self.where}: turn {index} of {column!r} holds {type(value).__name__}, text or text parts are needed"
+        )
 
 
 def _messages(fields: _Fields) -> list[Message]:
@@ -128,11 +150,12 @@ def _messages(fields: _Fields) -> list[Message]:
 
 
 def _sharegpt(fields: _Fields) -> list[Message]:
-    return fields.turns("conversations", "from", "value", SHAREGPT_ROLES)
+    turns = fields.turns("conversations", "from", "value", SHAREGPT_ROLES)
+    return [*fields.system(), *turns] if turns and turns[0].role != "system" else turns
 
 
 def _prompt_completion(fields: _Fields) -> list[Message]:
-    if not isinstance(fields.raw("prompt"), str):
+    if isinstance(fields.raw("prompt"), Sequence) and not isinstance(fields.raw("prompt"), str):
         roles = {role: role for role in ROLES if role != "text"}
         return [
             *fields.turns("prompt", "role", "content", roles),
@@ -147,8 +170,9 @@ def _question_answer(fields: _Fields) -> list[Message]:
 
 def _instruction(fields: _Fields) -> list[Message]:
     instruction = fields.text("instruction")
-    extra = fields.text("input") if fields.has("input") else ""
-    return _pair(f"{instruction}\n\n{extra}" if extra.strip() else instruction, fields.text("output"))
+    extra = fields.optional("input")
+    prompt = f"{instruction}\n\n{extra}" if extra.strip() else instruction
+    return [*fields.system(), *_pair(prompt, fields.text("output"))]
 
 
 def _text(fields: _Fields) -> list[Message]:

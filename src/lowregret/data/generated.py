@@ -84,7 +84,9 @@ def _gym(task: str, number: int, seed: int) -> Iterator[dict[str, Any]]:
     import reasoning_gym
 
     for item in reasoning_gym.create_dataset(task, size=number, seed=seed):
-        yield {"question": str(item["question"]), "answer": str(item["answer"])}
+        # Some tasks have no single answer; such a row is dropped and counted like any other without one.
+        answer = None if item["answer"] is None else str(item["answer"])
+        yield {"question": str(item["question"]), "answer": answer}
 
 
 def _gym_task(task: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,10 +54,16 @@ def parse_source(text: str) -> dict[str, str]:
     {'source': 'openai/gsm8k', 'config': 'main', 'split': 'test'}
     >>> parse_source("reasoning-gym:chain_sum")
     {'source': 'reasoning-gym:chain_sum'}
+
+    Raises:
+        DataError: more parts than these.
     """
-    if generated.is_generated(text) or Path(text).suffix in FILE_KINDS:
+    if generated.is_generated(text) or _is_file(Path(text)):
         return {"source": text}
-    return dict(zip(("source", "config", "split"), text.split(":"), strict=False))
+    names, parts = ("source", "config", "split"), text.split(":")
+    if len(parts) > len(names):
+        raise DataError(f"data {text} has {len(parts)} parts; write it as owner/name:config:split")
+    return {name: part for name, part in zip(names, parts, strict=False) if part}
 
 
 def open_source(spec: DataSpec) -> Source:
@@ -71,7 +77,7 @@ def open_source(spec: DataSpec) -> Source:
         size = generated.check(spec.source, spec.limit)
         digest = hashlib.sha256(f"{spec.source}/{size}/{spec.seed}/{generated.VERSION}".encode()).hexdigest()
         return Source(name=spec.source, content_hash=digest, path=None, spec=spec, split=None)
-    if path.suffix in FILE_KINDS or path.exists():
+    if _is_file(path):
         return open_file(path, spec)
     if spec.source.count("/") > 1 or spec.source.startswith((".", "/", "~")):
         raise DataError(f"data file {spec.source} does not exist; check the path")
@@ -86,7 +92,7 @@ def open_test_source(spec: DataSpec) -> Source | None:
     if spec.test_source is not None:
         return open_file(Path(spec.test_source).expanduser(), spec)
     path = Path(spec.source).expanduser()
-    if generated.is_generated(spec.source) or path.suffix in FILE_KINDS or path.exists():
+    if generated.is_generated(spec.source) or _is_file(path):
         if spec.test_split is not None:
             raise DataError(
                 f"test_split {spec.test_split!r}: {spec.source} is no hub data set; give a file with test_source"
@@ -105,27 +111,40 @@ def open_file(path: Path, spec: DataSpec) -> Source:
     Raises:
         DataError: it does not exist, or is of another kind.
     """
+    if path.is_dir():
+        raise DataError(f"data {path} is a folder; name one file in it: {', '.join(FILE_KINDS)}")
     if not path.is_file():
         raise DataError(f"data file {path} does not exist; check the path")
-    if path.suffix not in FILE_KINDS:
+    if path.suffix.lower() not in FILE_KINDS:
         raise DataError(f"data file {path} is of an unknown kind; use one of {', '.join(FILE_KINDS)}")
-    with path.open("rb") as handle:
-        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+    try:
+        with path.open("rb") as handle:
+            digest = hashlib.file_digest(handle, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"data file {path} can't be read ({error.strerror}); check its permissions") from error
     return Source(name=path.name, content_hash=digest, path=path, spec=spec, split=None)
 
 
+def _is_file(path: Path) -> bool:
+    return path.suffix.lower() in FILE_KINDS or path.expanduser().exists()
+
+
 def _file_rows(path: Path) -> Iterator[Row]:
-    if path.suffix == ".jsonl":
-        return _jsonl_rows(path)
-    if path.suffix == ".csv":
-        return _csv_rows(path)
-    if path.suffix == ".parquet":
-        return _parquet_rows(path)
-    return _json_rows(path)
+    """Rows of a file by its kind.
+
+    Raises:
+        DataError: the file can't be read, is no UTF-8, or not of its kind.
+    """
+    try:
+        yield from _READERS[path.suffix.lower()](path)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
+    except OSError as error:
+        raise DataError(f"{path} can't be read ({error}); check the file") from error
 
 
 def _jsonl_rows(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8") as handle:
+    with path.open(encoding="utf-8-sig") as handle:
         for number, line in enumerate(handle, start=1):
             if not line.strip():
                 continue
@@ -134,13 +153,16 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
             except json.JSONDecodeError as error:
                 raise DataError(f"{path}, line {number} is not JSON ({error.msg}); mend or remove that line") from error
             if not isinstance(row, dict):
-                raise DataError(f"{path}, line {number} holds a {type(row).__name__}; each line must be an object")
+                raise DataError(
+                    f"{path}, line {number} holds a {type(row).__name__}; "
+                    "each line must be an object (name the file .json if it is one array)"
+                )
             yield row
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise DataError(
             f"{path}, line {error.lineno} is not JSON ({error.msg}); "
@@ -154,8 +176,17 @@ def _json_rows(path: Path) -> Iterator[Row]:
 
 
 def _csv_rows(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8", newline="") as handle:
-        yield from csv.DictReader(handle)
+    with path.open(encoding="utf-8-sig", newline="") as handle:
+        reader = csv.DictReader(handle)
+        try:
+            for row in reader:
+                if None in row:
+                    raise DataError(
+                        f"{path}, line {reader.line_num} has more cells than the header; quote cells that hold commas"
+                    )
+                yield row
+        except csv.Error as error:
+            raise DataError(f"{path}, line {reader.line_num}: {error}; mend it, or save it as JSONL") from error
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
@@ -167,7 +198,15 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
             for batch in file.iter_batches():
                 yield from batch.to_pylist()
     except pyarrow.ArrowInvalid as error:
-        raise DataError(f"{path} is no readable Parquet file: {error}") from error
+        raise DataError(f"{path} is no readable Parquet file ({error}); write it again") from error
+
+
+_READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+    ".jsonl": _jsonl_rows,
+    ".json": _json_rows,
+    ".csv": _csv_rows,
+    ".parquet": _parquet_rows,
+}
 
 
 def _hub_split(spec: DataSpec, split: str) -> Any:
@@ -202,6 +241,10 @@ class _hub_errors:  # noqa: N801 - reads as a statement: with _hub_errors(spec)
             raise DataError(f"data set {name} is gated; accept its terms on the hub and run `hf auth login`") from error
         if isinstance(error, RepositoryNotFoundError | DatasetNotFoundError):
             raise DataError(f"the hub has no data set {name}; check the id, or give a local file") from error
+        if isinstance(error, RuntimeError) and "script" in str(error):
+            raise DataError(
+                f"data set {name} needs code from the hub, which is never run; convert it to files"
+            ) from error
         if isinstance(error, ValueError):
             raise DataError(f"data set {name}: {str(error).splitlines()[0]}; set --config and --split") from error
         if isinstance(error, ConnectionError | OSError):

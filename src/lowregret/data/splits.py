@@ -62,20 +62,32 @@ def split(
     test_end = _end_of_group(hashes[order], wanted_test)
     validation_end = _end_of_group(hashes[order], test_end + wanted_validation)
     if validation_end >= number:
-        raise DataError(f"{where}: too few different prompts to hold some out; all {number} rows share them")
+        raise DataError(
+            f"{where}: too few different prompts in {number} rows to hold some out; add data, or lower --test-size"
+        )
     test, validation, train = np.split(order, [test_end, validation_end])
     overlaps = 0
     if own_test is not None:
-        seen = np.isin(own_test, hashes)
-        overlaps = int(seen.sum())
-        test = number + np.flatnonzero(~seen)
-        if test_size is not None:
-            if test_size > test.size:
-                raise DataError(
-                    f"{where}: test_size {test_size} is larger than the test split's {test.size} usable rows"
-                )
-            test = test[np.argsort(own_test[test - number], kind="stable")[:test_size]]
+        test, overlaps = _usable(own_test, hashes, test_size, where)
     return Splits(train=np.sort(train), validation=np.sort(validation), test=np.sort(test), overlaps=overlaps)
+
+
+def _usable(own_test: Hashes, hashes: Hashes, test_size: int | None, where: str) -> tuple[Indices, int]:
+    """Rows of an own test split whose prompts stand nowhere else, and how many others there are."""
+    seen = np.isin(own_test, hashes)
+    usable = np.flatnonzero(~seen)
+    if not usable.size:
+        raise DataError(
+            f"{where}: every prompt of the test split is in the training data too; leave the test split out, "
+            "so that one is held out of the training data"
+        )
+    if test_size is not None:
+        if test_size > usable.size:
+            raise DataError(
+                f"{where}: test_size {test_size} is larger than the test split's {usable.size} usable rows; lower it"
+            )
+        usable = usable[np.argsort(own_test[usable], kind="stable")[:test_size]]
+    return len(hashes) + usable, int(seen.sum())
 
 
 def _end_of_group(ordered: Hashes, wanted: int) -> int:

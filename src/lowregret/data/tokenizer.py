@@ -3,35 +3,42 @@
 Importing transformers' tokenizer loads torch, which `lowregret plan` must not; the same files are read here with the
 `tokenizers` library and a sandboxed Jinja. A test holds the token ids equal to transformers' `apply_chat_template`.
 
-A base model without a chat template gets a plain one: the content of a system or user turn is followed by a blank line;
-an assistant's content by the end-of-text token (and a blank line where another turn follows).
+A base model without a chat template gets `PLAIN_TEMPLATE`. Whole texts and plain conversations begin with the BOS token
+where the tokenizer adds one by itself; a chat template writes its own.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jinja2 import TemplateError, nodes
-from jinja2.ext import Extension
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from lowregret.data.conversations import Conversation, Message
+from lowregret.data.templates import PLAIN_TEMPLATE, ChatTemplate, find_template
 from lowregret.errors import DataError, ModelError
 
-PLAIN_TEMPLATE = (
-    "{% for message in messages %}{{ message['content'] }}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% if not loop.last %}{{ '\\n\\n' }}{% endif %}"
-    "{% else %}{{ '\\n\\n' }}{% endif %}{% endfor %}"
-)
+LossOn = Literal["all", "last"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rendered:
+    """A conversation as text.
+
+    >>> Rendered(text="2 + 2?\\n\\n4</s>", spans=((8, 13),), turns_without_loss=0).spans
+    ((8, 13),)
+    """
+
+    text: str
+    spans: tuple[tuple[int, int], ...]
+    """Characters that carry loss: each answer and its end-of-turn token."""
+    turns_without_loss: int
+    """Earlier answers that the template rewrites (it strips old reasoning, say), so that they carry none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,39 +53,43 @@ class Encoded:
     completion: np.ndarray[Any, np.dtype[np.bool_]]
     """True on the assistant's content and its end-of-turn token; False on headers and on what others say."""
     turns_without_loss: int
-    """Earlier assistant turns that the template rewrites (it strips old reasoning, say), so that they carry none."""
+    """See `Rendered`."""
 
 
 class TextTokenizer:
     """A model's tokenizer and chat template."""
 
     def __init__(
-        self,
-        tokenizer: Tokenizer,
-        *,
-        template: str | None,
-        eos_token: str,
-        bos_token: str | None,
-        stop: Sequence[int],
-        digest: str,
+        self, tokenizer: Tokenizer, *, template: str | None, special: Mapping[str, str], bos: str, stop: Sequence[int]
     ) -> None:
+        """Args:
+        special: the special tokens by name (`eos_token`), the end-of-text token among them.
+        bos: what texts and plain conversations begin with; empty where the tokenizer adds nothing.
+        stop: further token ids that end an answer.
+        """
         self._tokenizer = tokenizer
-        self._source = template or PLAIN_TEMPLATE
-        self._template = _environment().from_string(self._source)
-        self._special = {"eos_token": eos_token, "bos_token": bos_token or ""}
-        eos_token_id = tokenizer.token_to_id(eos_token)
+        # The post-processor only adds special tokens, which we never ask for, and trims offsets, which would shift
+        # the mask of a token that is all blanks.
+        tokenizer.post_processor = None  # pyright: ignore[reportAttributeAccessIssue] - the stub forgets None
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        self._template = ChatTemplate(template or PLAIN_TEMPLATE, special)
+        self._eos, self._bos = special["eos_token"], bos
+        self._plain = template is None
+        eos_token_id = tokenizer.token_to_id(self._eos)
         assert eos_token_id is not None
         self.eos_token_id = eos_token_id
         self.stop_token_ids = tuple(dict.fromkeys([self.eos_token_id, *stop]))
         self.vocab_size = tokenizer.get_vocab_size()
-        self.content_hash = digest
+        parts = (tokenizer.to_str(), template, sorted(special.items()), bos)
+        self.content_hash = hashlib.sha256(repr(parts).encode()).hexdigest()
 
     @classmethod
     def from_folder(cls, folder: Path) -> TextTokenizer:
         """Read tokenizer.json, tokenizer_config.json, chat_template.jinja and the generation config.
 
         Raises:
-            ModelError: no tokenizer.json, or no end-of-text token.
+            ModelError: no tokenizer.json, a file that can't be read, or no end-of-text token.
         """
         file = folder / "tokenizer.json"
         if not file.is_file():
@@ -86,20 +97,19 @@ class TextTokenizer:
                 f"{folder} has no tokenizer.json; save the fast tokenizer there: "
                 "AutoTokenizer.from_pretrained(...).save_pretrained(folder)"
             )
-        tokenizer = Tokenizer.from_file(str(file))
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        settings = _json(folder / "tokenizer_config.json")
-        generation = _json(folder / "generation_config.json") or _json(folder / "config.json")
-        ids = generation.get("eos_token_id")
-        stop = [] if ids is None else [int(i) for i in (ids if isinstance(ids, list) else [ids])]
-        eos = _token(settings.get("eos_token")) or (tokenizer.id_to_token(stop[0]) if stop else None)
+        try:
+            tokenizer = Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises nothing narrower
+            raise ModelError(f"{file} can't be read ({error}); save the tokenizer again") from error
+        settings = {**_json(folder / "special_tokens_map.json"), **_json(folder / "tokenizer_config.json")}
+        special = {name: text for name in settings if name.endswith("_token") and (text := _token(settings[name]))}
+        stop = _stop_token_ids(folder)
+        eos = special.get("eos_token") or (tokenizer.id_to_token(stop[0]) if stop else None)
         if eos is None or tokenizer.token_to_id(eos) is None:
             raise ModelError(f"the tokenizer in {folder} has no EOS token; set eos_token in tokenizer_config.json")
-        template = _chat_template(folder, settings)
-        digest = hashlib.sha256(file.read_bytes() + repr((template, eos)).encode()).hexdigest()
-        bos = _token(settings.get("bos_token"))
-        return cls(tokenizer, template=template, eos_token=eos, bos_token=bos, stop=stop, digest=digest)
+        bos = _own_bos(tokenizer, settings, special.get("bos_token"))
+        template = find_template(folder, settings)
+        return cls(tokenizer, template=template, special={**special, "eos_token": eos}, bos=bos, stop=stop)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text as it stands, no special tokens added."""
@@ -111,103 +121,108 @@ class TextTokenizer:
 
     def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a prompt, with the header that opens an answer."""
-        return self.encode(self._render(messages, open_answer=True))
+        return self.encode(self._text_of(messages, open_answer=True))
 
-    def encode_conversation(self, conversation: Conversation, loss_on: Literal["all", "last"] = "all") -> Encoded:
+    def encode_conversation(self, conversation: Conversation, loss_on: LossOn = "all") -> Encoded:
         """Tokens and completion mask of one conversation; see `encode_batch`."""
         return self.encode_batch([conversation], loss_on)[0]
 
-    def encode_batch(self, conversations: Sequence[Conversation], loss_on: Literal["all", "last"]) -> list[Encoded]:
-        """Tokens and completion masks; the tokenizer works on all texts at once, on all cores.
+    def encode_batch(self, conversations: Sequence[Conversation], loss_on: LossOn) -> list[Encoded]:
+        """Tokens and completion masks; see `render` for what it refuses."""
+        return self.encode_rendered([self.render(conversation, loss_on) for conversation in conversations])
 
-        Raises:
-            DataError: the template fails, or rewrites the last answer so that it can't be found again.
-        """
-        rendered = [self._rendered(conversation, loss_on) for conversation in conversations]
-        encodings = self._tokenizer.encode_batch_fast([text for text, _, _ in rendered], add_special_tokens=False)
-        # encode_batch_fast leaves offsets out; they are needed where the mask is cut.
-        if any(spans for _, spans, _ in rendered):
-            encodings = self._tokenizer.encode_batch([text for text, _, _ in rendered], add_special_tokens=False)
+    def encode_rendered(self, rendered: Sequence[Rendered]) -> list[Encoded]:
+        """Tokens and completion masks; the tokenizer works on all texts at once, on all cores."""
+        encodings = self._tokenizer.encode_batch([item.text for item in rendered], add_special_tokens=False)
         made: list[Encoded] = []
-        for (_, spans, skipped), encoding in zip(rendered, encodings, strict=True):
+        for item, encoding in zip(rendered, encodings, strict=True):
             starts = np.fromiter((start for start, _ in encoding.offsets), dtype=np.int64, count=len(encoding.ids))
             completion = np.zeros(len(encoding.ids), dtype=np.bool_)
-            for begin, end in spans:
+            for begin, end in item.spans:
                 completion |= (starts >= begin) & (starts < end)
             tokens = np.array(encoding.ids, dtype=np.int32)
-            made.append(Encoded(tokens=tokens, completion=completion, turns_without_loss=skipped))
+            made.append(Encoded(tokens=tokens, completion=completion, turns_without_loss=item.turns_without_loss))
         return made
 
-    def _rendered(self, conversation: Conversation, loss_on: str) -> tuple[str, list[tuple[int, int]], int]:
-        """Text, character spans that carry loss, and how many earlier turns the template hides."""
+    def render(self, conversation: Conversation, loss_on: LossOn) -> Rendered:
+        """Text, and which characters of it carry loss.
+
+        Raises:
+            DataError: no turns, the template refuses them, or it rewrites the last answer beyond recognition.
+        """
         messages = conversation.messages
-        if messages[0].role == "text":
-            text = messages[0].content + self._special["eos_token"]
-            return text, [(0, len(text))], 0
-        full = self._render(messages)
+        if len(messages) < 1:
+            raise DataError("a conversation has no turns; drop it")
+        if any(message.role == "text" for message in messages):
+            if len(messages) > 1:
+                raise DataError("a turn has the role 'text', which is a whole document; give it a row of its own")
+            text = self._bos + messages[0].content + self._eos
+            return Rendered(text=text, spans=((len(self._bos), len(text)),), turns_without_loss=0)
+        full = self._text_of(messages)
         answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
         spans: list[tuple[int, int]] = []
         skipped = 0
         for index in answers if loss_on == "all" else answers[-1:]:
-            before = self._render(messages[:index], open_answer=True)
-            upto = full if index == len(messages) - 1 else self._render(messages[: index + 1])
-            if full.startswith(upto) and upto.startswith(before):
-                # What follows the end-of-turn token (a line break) is never generated: no loss on it.
-                spans.append((len(before), len(upto.rstrip())))
-            elif index == answers[-1]:
+            span = self._answer_span(messages, index, full)
+            if span is not None:
+                spans.append(span)
+            elif index == len(messages) - 1:
                 raise DataError(
                     "the chat template rewrites the last answer, so its tokens can't be found; use another template"
                 )
             else:
                 skipped += 1
-        return full, spans, skipped
+        return Rendered(text=full, spans=tuple(spans), turns_without_loss=skipped)
 
-    def _render(self, messages: Sequence[Message], *, open_answer: bool = False) -> str:
-        turns = [{"role": message.role, "content": message.content} for message in messages]
-        try:
-            return self._template.render(messages=turns, add_generation_prompt=open_answer, **self._special)
-        except TemplateError as error:
-            raise DataError(f"the model's chat template refuses a conversation: {error}") from error
+    def _answer_span(self, messages: Sequence[Message], index: int, full: str) -> tuple[int, int] | None:
+        """Where an answer and its end-of-turn token stand in `full`; None where it is not there as it was given."""
+        upto = full if index == len(messages) - 1 else self._text_of(messages[: index + 1])
+        # What follows the end-of-turn token (a line break) is never generated: no loss on it.
+        end = len(upto.rstrip())
+        content = messages[index].content.strip()
+        begin = self._answer_start(messages, index, upto, content)
+        if begin is None:
+            return None
+        if full.startswith(upto[:end]):
+            return begin, end
+        # The template adds something to the newest answer only (an empty reasoning block): take the rest.
+        at = upto.find(content, begin)
+        rest = upto[at:end]
+        return (begin, begin + len(rest)) if at >= 0 and full.startswith(upto[:begin] + rest) else None
 
+    def _answer_start(self, messages: Sequence[Message], index: int, upto: str, content: str) -> int | None:
+        """Where the model takes over: after the header that the template writes when asked to open an answer."""
+        # Some templates look at the first turn; where the answer is the first, there is no prompt to show them.
+        before = self._text_of(messages[:index], open_answer=True) if index else ""
+        if upto.startswith(before + content):
+            return len(before)
+        closed = self._text_of(messages[:index]) if index else ""
+        if upto.startswith(before) and before != closed:
+            return len(before)
+        # The template has no such header, or one that finished answers lack (it opens a reasoning block).
+        at = upto.find(content, len(closed)) if upto.startswith(closed) else -1
+        return at if at >= 0 else None
 
-class _GenerationTag(Extension):
-    """`{% generation %}` marks answers in some templates; here it renders its body, the spans are found by prefixes."""
-
-    tags = {"generation"}  # noqa: RUF012 - jinja's own interface
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, "jinja2.ext.loopcontrols"]
-    )
-
-    def raise_exception(message: str) -> None:
-        raise TemplateError(message)
-
-    def tojson(value: Any, indent: int | None = None, **_: Any) -> str:
-        return json.dumps(value, ensure_ascii=False, indent=indent)
-
-    def strftime_now(layout: str) -> str:
-        return datetime.now().strftime(layout)
-
-    environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = strftime_now
-    return environment
+    def _text_of(self, messages: Sequence[Message], *, open_answer: bool = False) -> str:
+        return (self._bos if self._plain else "") + self._template.render(messages, open_answer=open_answer)
 
 
-def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    template = settings.get("chat_template")
-    if isinstance(template, list):
-        return next((entry["template"] for entry in template if entry["name"] == "default"), None)
-    return template
+def _own_bos(tokenizer: Tokenizer, settings: Mapping[str, Any], bos: str | None) -> str:
+    """The BOS token where the tokenizer puts it before every text, else nothing."""
+    if bos is None:
+        return ""
+    adds = settings.get("add_bos_token")
+    if adds is None:
+        adds = tokenizer.encode("").ids[:1] == [tokenizer.token_to_id(bos)]
+    return bos if adds else ""
+
+
+def _stop_token_ids(folder: Path) -> list[int]:
+    for name in ("generation_config.json", "config.json"):
+        ids = _json(folder / name).get("eos_token_id")
+        if ids is not None:
+            return [int(i) for i in (ids if isinstance(ids, list) else [ids])]
+    return []
 
 
 def _token(value: Any) -> str | None:
@@ -215,4 +230,9 @@ def _token(value: Any) -> str | None:
 
 
 def _json(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{file} is not JSON ({error}); save the tokenizer again") from error
