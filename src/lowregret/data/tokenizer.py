@@ -179,7 +179,9 @@ class TextTokenizer:
         upto = full if index == len(messages) - 1 else self._text_of(messages[: index + 1])
         # What follows the end-of-turn token (a line break) is never generated: no loss on it.
         end = len(upto.rstrip())
-        content = messages[index].content.strip()
+        content = messages[index].content
+        if content not in upto:
+            content = content.strip()  # as many templates do
         begin = self._answer_start(messages, index, upto, content)
         if begin is None:
             return None
