@@ -98,7 +98,12 @@ def test_a_blank_token_before_an_answer_carries_no_loss(tmp_path: Path) -> None:
 
 def test_stripped_reasoning_carries_no_loss_and_is_counted(tmp_path: Path) -> None:
     tokenizer = text_tokenizer(tmp_path, STRIPS_REASONING)
-    turns = (("user", "a"), ("assistant", "why</think>one"), ("user", "b"), ("assistant", "how</think>two"))
+    turns: list[tuple[Role, str]] = [
+        ("user", "a"),
+        ("assistant", "why</think>one"),
+        ("user", "b"),
+        ("assistant", "how</think>two"),
+    ]
     made = tokenizer.encode_conversation(chat(*turns))
     assert with_loss(tokenizer, made.tokens, made.completion) == "[how</think>two<|im_end|>]"
     assert made.turns_without_loss == 1
