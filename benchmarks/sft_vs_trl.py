@@ -4,8 +4,8 @@
 
 Each contender is a process of its own, so that its peak memory is its own; they take turns, never run side by side, and
 the figures are medians over steps after the first. TRL is tried in three settings (fp32; autocast to bf16; bf16
-weights) and the fastest is the peer. Losses are compared as well: on the first batch in every arithmetic, on all
-batches where both sides compute in fp32.
+weights) and the fastest is the peer. All start from one adapter, written once as a PEFT folder, so that losses can be
+compared as well: on the first batch in every arithmetic, on all batches where both sides compute in fp32.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as scratch:
         job_file = Path(scratch) / "job.json"
-        job_file.write_text(json.dumps(prepare(arguments)))
+        job_file.write_text(json.dumps(prepare(arguments) | {"adapter": str(Path(scratch) / "adapter")}))
+        take_turn("start", job_file, arguments)
         rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in arguments.contenders.split(",")}
         for turn in range(arguments.rounds):
             for name in rounds:
@@ -95,6 +96,9 @@ def run_contender(name: str, job: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     torch.set_num_threads(job["threads"])
+    if name == "start":
+        write_start(job)
+        return {}
     side, _, setting = name.partition("-")
     losses, seconds = train_ours(job, setting) if side == "ours" else train_trl(job, setting)
     size = job["batch_size"]
@@ -103,22 +107,39 @@ def run_contender(name: str, job: dict[str, Any]) -> dict[str, Any]:
     return {"losses": losses, "seconds": seconds, "tokens": tokens, "peak_mib": peak_mib}
 
 
-def train_ours(job: dict[str, Any], dtype: str) -> tuple[list[float], list[float]]:
-    """The engine's own step on packed batches."""
-    import numpy as np
+def write_start(job: dict[str, Any]) -> None:
+    """The untrained adapter that every contender starts from."""
+    from lowregret.adapters.peft_format import write_adapter
+
+    _, bank = bank_on(job, "fp32")
+    write_adapter(bank, "r16", Path(job["adapter"]), base_model=job["model"])
+
+
+def bank_on(job: dict[str, Any], dtype: str) -> tuple[Any, Any]:
+    """The base with a fresh slot; the same A for the same seed in every dtype."""
     import torch
 
-    from lowregret.batches import TokenizedExample
-    from lowregret.data.packing import microbatches
     from lowregret.models.load import DTYPES, load_module, with_bank
     from lowregret.models.locate import ModelFolder
-    from lowregret.specs import AdapterSpec, OptimSpec
-    from lowregret.training.optimizer import AdamW
-    from lowregret.training.step import train_step
+    from lowregret.specs import AdapterSpec
 
     folder = ModelFolder(path=Path(job["model"]), name="benchmark", content_hash="")
     model, bank = with_bank(load_module(folder, dtype=DTYPES[dtype], device=torch.device("cpu")))
     bank.join("r16", AdapterSpec(rank=RANK, alpha=ALPHA))
+    return model, bank
+
+
+def train_ours(job: dict[str, Any], dtype: str) -> tuple[list[float], list[float]]:
+    """The engine's own step on packed batches."""
+    import numpy as np
+
+    from lowregret.batches import TokenizedExample
+    from lowregret.data.packing import microbatches
+    from lowregret.specs import OptimSpec
+    from lowregret.training.optimizer import AdamW
+    from lowregret.training.step import train_step
+
+    model, bank = bank_on(job, dtype)
     optimizers = {"r16": AdamW(OptimSpec(lr=LR), bank.blocks("r16"))}
     examples = [
         TokenizedExample(tokens=np.array(row["input_ids"]), completion=np.array(row["completion_mask"], dtype=bool))
@@ -188,6 +209,7 @@ def train_trl(job: dict[str, Any], setting: str) -> tuple[list[float], list[floa
             peft_config=lora,
             callbacks=[Clock()],
         )
+        peft.set_peft_model_state_dict(trainer.model, peft.load_peft_weights(job["adapter"]))
         trainer.train()
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return losses, seconds

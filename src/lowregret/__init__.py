@@ -22,7 +22,9 @@ _HOMES = {
     "load_data": "data.load",
     "read_shape": "planner.shapes",
     "resolve": "planner.resolve",
+    "recommend": "planner.recommend",
     "train": "training.sft",
+    "validate_capacity": "planner.recommend",
 }
 """Public name -> the module it lives in, imported when the name is first asked for: torch takes seconds to load."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from lowregret.cli.main import run
+from lowregret.cli.prepare import read_spec
+from lowregret.specs import ResolvedPlan
+from lowregret.specs.codec import read_toml
 
 
 def test_the_plan_is_tables_or_one_json_object(settings: tuple[str, ...], capsys: pytest.CaptureFixture[str]):
@@ -32,6 +36,97 @@ def test_a_number_of_tokens_stands_for_data(model_folder: Path, capsys: pytest.C
 def test_what_does_not_fit_is_an_error_of_one_line(model_folder: Path, capsys: pytest.CaptureFixture[str]):
     assert run(["plan", "--model", str(model_folder), "--tokens", "0"]) == 2
     assert capsys.readouterr().err.startswith("error: tokens: 0 must be at least 1")
+
+
+def test_rewards_bring_fewer_bits_than_completions(settings: tuple[str, ...], capsys: pytest.CaptureFixture[str]):
+    rewards = ["--task", "rl", "--group", "8", "--pass-rate", "0.5", "--json"]
+    assert run(["plan", *settings, *rewards]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    samples = 3 * 4 * 8
+    assert (plan["data_samples"], plan["data_bits"], plan["suggested_rank"]) == (samples, samples, 1)
+    assert plan["capacity_status"] == "OK"
+    assert run(["plan", *settings, *rewards, "--pass-rate", "1"]) == 0
+    assert json.loads(capsys.readouterr().out)["data_bits"] == 0
+
+
+def test_another_tool_s_configuration_takes_the_place_of_the_plan(
+    settings: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+):
+    assert run(["plan", *settings, "--rank", "4", "--emit", "trl"]) == 0
+    text = capsys.readouterr().out
+    compile(text, "trl", "exec")
+    assert "r=4" in text
+    assert run(["plan", *settings, "--rank", "1,4", "--emit", "trl"]) == 2
+    assert "one adapter a file, the plan has r1, r4" in capsys.readouterr().err
+
+
+def test_a_written_plan_is_a_spec_that_runs(settings: tuple[str, ...], tmp_path: Path):
+    file = tmp_path / "plan.toml"
+    assert run(["plan", *settings, "--rank", "4", "--out", str(file)]) == 0
+    assert read_toml(ResolvedPlan, file).spec == read_spec(file)
+    assert run(["sft", str(file), "--out", str(tmp_path / "run")]) == 0
+    assert read_toml(ResolvedPlan, tmp_path / "run" / "plan.toml").spec == read_spec(file)
+
+
+def test_a_stated_memory_caps_the_rank_and_the_reason_says_so(model_folder: Path, capsys: pytest.CaptureFixture[str]):
+    few = [
+        "plan",
+        "--model",
+        str(model_folder),
+        "--tokens",
+        "100000000",
+        "--device",
+        "cpu",
+        "--dtype",
+        "fp32",
+        "--json",
+    ]
+    assert run(few) == 0
+    free = json.loads(capsys.readouterr().out)
+    needed = free["memory_bytes"]["total"] - free["memory_bytes"]["adapters"]
+    assert run([*few, "--memory", f"{needed // 1024}KiB"]) == 0
+    tight = json.loads(capsys.readouterr().out)
+    reasons = [derived["reason"] for derived in tight["derived"] if derived["name"].endswith("weights.rank")]
+    assert len(reasons) == 1
+    assert "memory allows" in reasons[0]
+    assert tight["largest_rank_that_fits"] < free["largest_rank_that_fits"]
+
+
+def test_a_stated_speed_predicts_the_time(settings: tuple[str, ...], capsys: pytest.CaptureFixture[str]):
+    assert run(["plan", *settings, "--rank", "4", "--tflops", "0.5", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["seconds"] == pytest.approx(plan["flops_of_run"] / 0.25e12)
+
+
+def test_measured_bits_come_with_an_interval_and_a_time(settings: tuple[str, ...], capsys: pytest.CaptureFixture[str]):
+    assert run(["plan", *settings, "--rank", "4", "--measure", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    low, high = plan["data_bits_interval"]
+    assert low < plan["data_bits"] < high
+    # A random model knows nothing: its loss is about that of a uniform guess over its vocabulary.
+    guess = math.log2(json.loads((Path(settings[1]) / "config.json").read_text())["vocab_size"])
+    assert plan["data_bits"] == pytest.approx(plan["data_tokens"] * guess, rel=0.1)
+    assert plan["seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--group", "8"), "--group: is for --task rl"),
+        (("--task", "rl", "--group", "1"), "group: 1 completions a prompt give no advantage"),
+        (("--task", "rl", "--pass-rate", "1.5"), "pass_rate: 1.5 is no share"),
+        (("--task", "rl", "--measure"), "--measure: the bits of RL are in its rewards"),
+        (("--measure", "--tflops", "1"), "--tflops: --measure times this machine"),
+        (("--tflops", "0"), "--tflops: 0 must be positive"),
+        (("--emit", "trl", "--json"), "--emit: prints a configuration"),
+        (("--memory", "much"), "--memory: 'much' is no size"),
+    ],
+)
+def test_flags_that_nothing_would_use_are_refused(
+    settings: tuple[str, ...], flags: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+):
+    assert run(["plan", *settings, "--rank", "4", *flags]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {message}")
 
 
 def test_planning_loads_no_torch(settings: tuple[str, ...]):

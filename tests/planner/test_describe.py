@@ -99,7 +99,7 @@ def test_tables_are_full_rectangles_of_text(tmp_path: Path) -> None:
     shape = llama(tmp_path)
     tables = plan_tables(a_plan(shape), shape)
     assert [table.title for table in tables] == [
-        "What trains", "Capacity", "Cost", "Peak memory, upper bound", "Why",
+        "What trains", "Capacity", "Cost", "Peak memory, upper bound", "What would fit", "Why",
     ]  # fmt: skip
     for table in tables:
         assert table.rows

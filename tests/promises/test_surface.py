@@ -49,6 +49,7 @@ SETTINGS = """
 --dtype {bf16,fp32}
 --threads N
 --tokens-per-microbatch N
+--memory TEXT
 --activation-checkpointing
 """
 
@@ -64,6 +65,14 @@ OPTIONS = {
     + SETTINGS.lstrip(),
     "plan": """
 --tokens N
+--task {sft,rl}
+--group N
+--reward-bins N
+--pass-rate X
+--measure
+--tflops X
+--emit {trl,peft,axolotl,llamafactory,unsloth,torchtune}
+--out PLAN.toml
 --json
 --debug
 """
@@ -88,12 +97,25 @@ OPTIONS = {
 SIGNATURES = {
     "list_runs": "root: str | Path",
     "load_data": "spec: DataSpec, tokenizer: TextTokenizer, *, progress: Progress | None = ...",
-    "locate_model": "spec: ModelSpec, *, notify: Callable[[str], None] = ...",
+    "locate_model": "spec: ModelSpec, *, weights: bool = ..., notify: Callable[[str], None] = ...",
     "read_shape": "folder: Path",
-    "resolve": "spec: RunSpec, *, shape: ModelShape, facts: DataFacts, hardware: DeviceFacts, must_fit: bool = ...",
+    "recommend": (
+        "*, model: str | Path, tokens: int, num_examples: int | None = ..., longest: int | None = ..., "
+        "shape: ModelShape | None = ..., task: str = ..., rank: int | None = ..., batch_size: int = ..., "
+        "steps: int | None = ..., schedule: ScheduleSpec = ..., hardware: DeviceFacts = ..."
+    ),
+    "resolve": (
+        "spec: RunSpec, *, shape: ModelShape, facts: DataFacts, hardware: DeviceFacts, "
+        "information: Information | None = ..., must_fit: bool = ..."
+    ),
     "train": (
         "run: RunDirectory, *, model: ModelFolder, data: TokenizedData, listener: ProgressListener, "
         "also_eval: Mapping[str, ExampleStore] = ..."
+    ),
+    "validate_capacity": (
+        "*, rank: int, dataset_tokens: int, hidden_dim: int | None = ..., num_layers: int | None = ..., "
+        "shape: ModelShape | None = ..., targets: tuple[str, ...] = ..., unembed: bool = ..., "
+        "bits_per_token: float = ..., bits_per_parameter: float = ..."
     ),
 }
 """Public functions; `...` stands for a default."""

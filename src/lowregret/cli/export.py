@@ -84,8 +84,9 @@ def _write_model(
     command: Export, run: RunDirectory, slot: SlotSpec, model: ModelFolder, notify: Notify
 ) -> dict[str, Any]:
     from lowregret.adapters.peft_format import read_adapter
+    from lowregret.data.packing import examples_of
     from lowregret.export.write import export_full, export_merged
-    from lowregret.training.sft import examples_of
+    from lowregret.training.checkpoint import read_masters
 
     dtype, rounding = command.dtype or "bf16", command.rounding or "stochastic"
     if isinstance(slot.weights, AdapterSpec):
@@ -101,20 +102,16 @@ def _write_model(
             notify=notify,
         )
     else:
-        masters = _masters(run, slot.name, notify)
+        masters = read_masters(_last_checkpoint(run, notify), slot.name)
         written = export_full(masters, command.out, model=model, dtype=dtype, rounding=rounding)
     return {"kind": "model", "slot": slot.name, "dtype": dtype, **_shares(written)}
 
 
-def _masters(run: RunDirectory, slot: str, notify: Notify) -> dict[str, Any]:
-    """The fp32 weights of a full fine-tuning, by parameter name, from the run's last checkpoint."""
-    from safetensors.torch import load_file
-
+def _last_checkpoint(run: RunDirectory, notify: Notify) -> Path:
     latest = run.latest_checkpoint(on_skip=notify)
     if latest is None:
         raise ExportError(f"{run.path}: has no whole checkpoint; train it again")
-    tensors = load_file(latest[1] / f"{slot}.safetensors")
-    return {name.removesuffix(".value"): value for name, value in tensors.items() if name.endswith(".value")}
+    return latest[1]
 
 
 def _shares(written: MergedModel) -> dict[str, Any]:

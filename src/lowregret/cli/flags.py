@@ -128,6 +128,8 @@ class HardwareFlags:
     """CPU threads (torch's default)."""
     tokens_per_microbatch: Whole = None
     """Tokens that one forward and backward holds (from memory)."""
+    memory: Text = None
+    """Memory that the run may use, as in 24GiB or 800MiB (what is free)."""
     activation_checkpointing: Switch = False
     """Keep less and compute more: less memory, a third more time."""
 
@@ -166,11 +168,15 @@ class Sft:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Say what a run would do and why - steps, learning rates, ranks, memory - without loading weights or training.
+    """Say what a run would do and why - steps, learning rates, ranks, memory, cost - without weights or training.
 
     lowregret plan --model smollm2-135m --data reasoning-gym:chain_sum --rank 1,8,64
 
-    lowregret plan --model some/folder --tokens 5000000
+    lowregret plan --model some/folder --tokens 5000000 --memory 80GiB --tflops 400
+
+    lowregret plan --model some/folder --data train.jsonl --rank 16 --emit trl
+
+    lowregret plan --model some/folder --data prompts.jsonl --task rl --group 16 --pass-rate 0.4
     """
 
     spec: SpecFile = None
@@ -182,6 +188,22 @@ class Plan:
     hardware: HardwareFlags = field(default_factory=HardwareFlags)
     tokens: Whole = None
     """Plan for this many completion tokens an epoch, without reading any data."""
+    task: Annotated[Literal["sft", "rl"] | None, QUIET] = None
+    """Supervised fine-tuning or reinforcement learning (sft)."""
+    group: Whole = None
+    """RL: completions of each prompt (32)."""
+    reward_bins: Whole = None
+    """RL: how many different rewards there are (2: right or wrong)."""
+    pass_rate: Real = None
+    """RL: share of right answers before training, which tightens the bits in the rewards."""
+    measure: Switch = False
+    """Load the weights and measure the bits in the data: the base model's own loss on a sample. Times it too."""
+    tflops: Real = None
+    """Speed of the device in 10^12 operations a second, a multiply-add being two: predicts the run's time."""
+    emit: Annotated[Literal["trl", "peft", "axolotl", "llamafactory", "unsloth", "torchtune"] | None, QUIET] = None
+    """Print the same adapter's configuration for another tool instead of the plan."""
+    out: Annotated[Path | None, arg(metavar="PLAN.toml", help_behavior_hint="")] = None
+    """Write the resolved plan to this file: `lowregret sft PLAN.toml` runs it."""
     json: Switch = False
     """Print the plan as one JSON object."""
     debug: Switch = False

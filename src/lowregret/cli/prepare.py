@@ -15,10 +15,12 @@ from lowregret.cli.specs import ranks_of, refuse_changes, slots_of, spec_of
 from lowregret.data.load import TokenizedData, load_data
 from lowregret.data.tokenizer import TextTokenizer
 from lowregret.errors import SpecError
+from lowregret.planner.fits import memory_rank
+from lowregret.planner.information import information_of
 from lowregret.planner.rank import suggest_rank
 from lowregret.planner.validate import validate_spec
-from lowregret.specs import DataFacts, DataSpec, Derived, ResolvedPlan, RunSpec
-from lowregret.specs.codec import read_toml
+from lowregret.specs import DataFacts, DataSpec, Derived, DeviceFacts, Information, ResolvedPlan, RunSpec
+from lowregret.specs.codec import read_table, read_toml
 from lowregret.specs.shape import ModelShape
 
 Notify = Callable[[str], None]
@@ -51,15 +53,26 @@ def request_of(command: Sft | Plan) -> Request:
         if spec.slots:
             validate_spec(spec)
         return Request(spec=spec, suggest=not spec.slots)
-    spec = read_toml(RunSpec, command.spec)
+    spec = read_spec(command.spec)
     if isinstance(command, Sft) and command.track is not None:
         # Tracking is no part of what a run computes, so this flag may add to a file.
         spec = replace(spec, tracking=replace(spec.tracking, tracker=command.track))
     refuse_changes(spec, command, where=str(command.spec), remedy="leave the flag out or change the file")
-    if spec.task != "sft":
+    if isinstance(command, Sft) and spec.task != "sft":
         raise SpecError(f"{command.spec}: task: {spec.task!r} can't be run by sft; set it to 'sft'")
     validate_spec(spec)
     return Request(spec=spec, suggest=False)
+
+
+def read_spec(file: Path) -> RunSpec:
+    """A run's spec from its file, or from the file of a resolved plan (`lowregret plan --out`).
+
+    Raises:
+        SpecError: the file can't be read as either.
+    """
+    if "spec" in read_table(file):
+        return read_toml(ResolvedPlan, file).spec
+    return read_toml(RunSpec, file)
 
 
 def notify_on(console: Console) -> Notify:
@@ -88,14 +101,35 @@ def tokenize(spec: DataSpec, tokenizer: TextTokenizer, notify: Notify) -> Tokeni
 
 
 def with_slots(
-    request: Request, command: Sft | Plan, shape: ModelShape, facts: DataFacts
+    request: Request,
+    command: Sft | Plan,
+    shape: ModelShape,
+    facts: DataFacts,
+    machine: DeviceFacts,
+    information: Information | None = None,
 ) -> tuple[RunSpec, tuple[Derived, ...]]:
-    """The spec with a suggested rank where the user named none, and the reason for it."""
+    """The spec with a suggested rank where the user named none, and the reason for it.
+
+    Memory caps the rank where the run is for this machine, or for a stated memory.
+    """
     if not request.suggest:
         return request.spec, ()
     assert not ranks_of(command.slots)
     targets = slots_of(command.slots, (1,))[0].weights.targets
-    suggestion = suggest_rank(shape, facts, targets=targets, unembed=command.slots.unembed)
+    unembed = command.slots.unembed
+    information = information or information_of(request.spec, facts)
+    most = None
+    if isinstance(command, Sft) or request.spec.hardware.memory_bytes is not None:
+        most = memory_rank(request.spec, shape, facts, machine, targets=targets, unembed=unembed)
+    suggestion = suggest_rank(
+        shape,
+        facts,
+        task=request.spec.task,
+        targets=targets,
+        unembed=unembed,
+        bits=information.bits,
+        memory_rank=most,
+    )
     spec = replace(request.spec, slots=slots_of(command.slots, (suggestion.rank,)))
     name = f"slots.{spec.slots[0].name}.weights.rank"
     return spec, (Derived(name=name, value=suggestion.rank, reason=suggestion.reason, source="capacity rule"),)

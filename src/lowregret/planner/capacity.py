@@ -23,6 +23,8 @@ BITS_PER_TOKEN = 1.0
 MAX_RANK = 512
 """Largest rank that the paper tried and that the bank takes."""
 
+COMPLETION_TOKENS = "completion tokens"
+
 Status = Literal["OK", "TIGHT", "UNDERCAPACITY"]
 
 
@@ -41,7 +43,7 @@ class Capacity:
     bits: float
     """Bits that they can hold."""
     data_tokens: int
-    """Completion tokens that the run sees for the first time."""
+    """Completion tokens that the run sees for the first time, or scored samples."""
     data_bits: float
     """Bits in them."""
     status: Status
@@ -131,18 +133,22 @@ def judge(
     tokens: int,
     bits_per_token: float = BITS_PER_TOKEN,
     bits_per_parameter: float = BITS_PER_PARAMETER,
+    unit: str = COMPLETION_TOKENS,
 ) -> Capacity:
-    """Does this rank hold these completion tokens?"""
+    """Does this rank hold these completion tokens (or, in RL, scored samples)?
+
+    The stricter rule speaks of completion tokens only: scored samples are judged by their bits alone.
+    """
     params = adapter_params(matrices, rank)
     capacity, wanted = params * bits_per_parameter, data_bits(tokens, bits_per_token=bits_per_token)
     status: Status = "UNDERCAPACITY"
+    strict = unit == COMPLETION_TOKENS
     if capacity >= wanted:
-        status = "OK" if params >= tokens else "TIGHT"
+        status = "OK" if params >= tokens or not strict else "TIGHT"
     sign = {"OK": "hold", "TIGHT": "just hold", "UNDERCAPACITY": "can't hold"}[status]
-    reason = (
-        f"{params:,} parameters x {bits_per_parameter:g} bits {sign} {tokens:,} completion tokens "
-        f"x {bits_per_token:g} bits; the stricter rule wants {tokens:,} parameters"
-    )
+    reason = f"{params:,} parameters x {bits_per_parameter:g} bits {sign} {tokens:,} {unit} x {bits_per_token:.3g} bits"
+    if strict:
+        reason += f"; the stricter rule wants {tokens:,} parameters"
     return Capacity(
         rank=rank,
         params=params,
@@ -152,5 +158,5 @@ def judge(
         status=status,
         reason=reason,
         smallest_rank=smallest_rank(matrices, wanted / bits_per_parameter),
-        strict_rank=smallest_rank(matrices, tokens),
+        strict_rank=smallest_rank(matrices, tokens) if strict else None,
     )

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from lowregret.planner.capacity import BITS_PER_TOKEN, Capacity, adapter_params_by_kind, judge
+from lowregret.planner.capacity import COMPLETION_TOKENS, Capacity, adapter_params_by_kind
 from lowregret.planner.fits import memory_alternatives, what_fits
 from lowregret.planner.flops import break_even_rank, flops, run_tokens
+from lowregret.planner.information import judge_information
 from lowregret.planner.learning_rate import full_rate, thinking_machines_law
 from lowregret.planner.memory import full_params
 from lowregret.planner.rank import suggest_rank
 from lowregret.planner.resolve import slot_rate
 from lowregret.planner.targets import select
-from lowregret.planner.warn import tokens_seen_once
 from lowregret.specs.adapter import AdapterSpec
-from lowregret.specs.plan import ResolvedPlan
+from lowregret.specs.plan import Information, ResolvedPlan
 from lowregret.specs.run import SlotSpec
 from lowregret.specs.shape import MatrixShape, ModelShape
 
@@ -41,7 +42,7 @@ class Table:
 
 def plan_mapping(
     plan: ResolvedPlan, shape: ModelShape, *, macs_per_second: float | None = None, memory_bytes: int | None = None
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """What `lowregret plan --json` prints. Keys at the top are those of the first adapter, `slots` has all.
 
     Args:
@@ -86,9 +87,11 @@ def plan_mapping(
     }
 
 
-def plan_tables(plan: ResolvedPlan, shape: ModelShape, *, macs_per_second: float | None = None) -> tuple[Table, ...]:
-    """The same as tables: slots, capacity, cost, memory and reasons."""
-    mapping = plan_mapping(plan, shape, macs_per_second=macs_per_second)
+def plan_tables(
+    plan: ResolvedPlan, shape: ModelShape, *, macs_per_second: float | None = None, memory_bytes: int | None = None
+) -> tuple[Table, ...]:
+    """The same as tables: slots, capacity, cost, memory, what would fit, and reasons; arguments as `plan_mapping`."""
+    mapping = plan_mapping(plan, shape, macs_per_second=macs_per_second, memory_bytes=memory_bytes)
     return (
         _slots_table(plan, shape),
         _capacity_table(plan, shape),
@@ -98,6 +101,7 @@ def plan_tables(plan: ResolvedPlan, shape: ModelShape, *, macs_per_second: float
             columns=("part", "size"),
             rows=tuple((name.replace("_", " "), size_text(size)) for name, size in plan.memory_bytes.items() if size),
         ),
+        _fits_table(mapping, memory_bytes),
         Table(
             title="Why",
             columns=("value", "is", "because", "source"),
@@ -150,12 +154,11 @@ def _adapter_mapping(slot: SlotSpec, plan: ResolvedPlan, shape: ModelShape) -> d
         "adapter_params_by_kind": adapter_params_by_kind(matrices, weights.rank),
         "expert_convention": _expert_convention(weights, matrices),
         "capacity_bits": capacity.bits,
-        "data_tokens": capacity.data_tokens,
-        "data_bits": capacity.data_bits,
+        **_information_mapping(plan.information),
         "capacity_status": capacity.status,
         "capacity_reason": capacity.reason,
         "capacity_rules": {
-            "2 bits a parameter, 1 bit a token: smallest rank": capacity.smallest_rank,
+            "2 bits a parameter: smallest rank": capacity.smallest_rank,
             "a parameter for every completion token: smallest rank": capacity.strict_rank,
         },
         "suggested_rank": suggestion.rank,
@@ -167,6 +170,17 @@ def _adapter_mapping(slot: SlotSpec, plan: ResolvedPlan, shape: ModelShape) -> d
         "flops_per_token_lora": cost.per_token,
         "adapter_bytes": capacity.params * STORED_BYTES["fp32"],
         "adapter_bytes_bf16": capacity.params * STORED_BYTES["bf16"],
+    }
+
+
+def _information_mapping(information: Information | None) -> dict[str, object]:
+    assert information is not None  # filled in by `resolve`
+    interval = information.interval
+    return {
+        "data_tokens" if information.unit == COMPLETION_TOKENS else "data_samples": information.units,
+        "data_bits": information.bits,
+        "data_bits_interval": None if interval is None else [end * information.units for end in interval],
+        "data_bits_reason": information.reason,
     }
 
 
@@ -190,8 +204,8 @@ def _full_mapping(plan: ResolvedPlan, shape: ModelShape) -> dict[str, object]:
 
 
 def _capacity(weights: AdapterSpec, matrices: tuple[MatrixShape, ...], plan: ResolvedPlan) -> Capacity:
-    tokens = tokens_seen_once(plan.spec, plan.facts)
-    return judge(matrices, rank=weights.rank, tokens=tokens, bits_per_token=BITS_PER_TOKEN)
+    assert plan.information is not None  # filled in by `resolve`
+    return judge_information(matrices, weights.rank, plan.information)
 
 
 def _break_even(first: SlotSpec | None, shape: ModelShape) -> float:
@@ -250,9 +264,23 @@ def _capacity_table(plan: ResolvedPlan, shape: ModelShape) -> Table:
     return Table(title="Capacity", columns=columns, rows=tuple(rows))
 
 
-def _cost_table(mapping: Mapping[str, object]) -> Table:
+def _cost_table(mapping: Mapping[str, Any]) -> Table:
     rows = [(label, f"{mapping[key]:.3g}") for key, label in _COSTS.items() if mapping.get(key) is not None]
     return Table(title="Cost", columns=("what", "value"), rows=tuple(rows))
+
+
+def _fits_table(mapping: dict[str, Any], memory_bytes: int | None) -> Table:
+    """The same run in other formats, and the largest that the memory takes."""
+    rows = [
+        (f"peak of this run in {name}", size_text(size)) for name, size in mapping["memory_bytes_by_format"].items()
+    ]
+    if memory_bytes is not None:
+        within = f"in {size_text(memory_bytes)}"
+        rows += [
+            (f"largest rank {within}", f"{mapping['largest_rank_that_fits']:,}"),
+            (f"largest micro-batch {within}, tokens", f"{mapping['largest_microbatch_that_fits']:,}"),
+        ]
+    return Table(title="What would fit", columns=("what", "value"), rows=tuple(rows))
 
 
 _COSTS = {
@@ -261,5 +289,5 @@ _COSTS = {
     "flops_of_run": "multiply-adds of the run, all slots",
     "break_even_rank": "rank at which LoRA costs as much as FullFT",
     "adapter_bytes": "bytes of the adapter on disk, fp32",
-    "seconds": "seconds at the stated speed",
+    "seconds": "seconds at the measured or stated speed",
 }

@@ -5,11 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from lowregret.planner.capacity import largest_rank
-from lowregret.planner.memory import BaseFormat, DType, largest_micro_batch, largest_rank_that_fits, memory
-from lowregret.planner.resolve import memory_question
+from lowregret.planner.memory import (
+    BaseFormat,
+    DType,
+    MemoryQuestion,
+    largest_micro_batch,
+    largest_rank_that_fits,
+    memory,
+)
+from lowregret.planner.resolve import dtype_of, memory_question
 from lowregret.planner.targets import select
 from lowregret.specs.adapter import AdapterSpec
+from lowregret.specs.data import DataFacts
+from lowregret.specs.hardware import DeviceFacts
 from lowregret.specs.plan import ResolvedPlan
+from lowregret.specs.run import RunSpec
 from lowregret.specs.shape import ModelShape
 
 FORMATS: dict[str, tuple[DType, BaseFormat | None]] = {
@@ -31,6 +41,32 @@ class Fits:
     rank: int
     """Of the first adapter; 0 where not even rank 1 fits, or where the plan has no adapter."""
     tokens_per_microbatch: int
+
+
+def memory_rank(
+    spec: RunSpec,
+    shape: ModelShape,
+    facts: DataFacts,
+    hardware: DeviceFacts,
+    *,
+    targets: tuple[str, ...] = ("all",),
+    unembed: bool = False,
+) -> int | None:
+    """Largest rank that fits beside one example of the longest kind; None where not even rank 1 does.
+
+    A run that does not fit at any rank is refused by `resolve`, which names the nearest one that does.
+    """
+    adapter = AdapterSpec(rank=1, targets=targets, unembed=unembed)
+    question = MemoryQuestion(
+        slots=(adapter,),
+        dtype=dtype_of(spec, hardware),
+        tokens=facts.longest,
+        device=hardware.kind,
+        checkpointing=spec.hardware.activation_checkpointing,
+    )
+    limit = largest_rank(select(shape, targets, unembed=unembed))
+    available = spec.hardware.memory_bytes or hardware.memory_bytes
+    return largest_rank_that_fits(shape, question, memory_bytes=available, limit=limit) or None
 
 
 def memory_alternatives(plan: ResolvedPlan, shape: ModelShape) -> dict[str, int]:

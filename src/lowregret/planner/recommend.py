@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from lowregret.errors import SpecError
 from lowregret.planner.capacity import BITS_PER_PARAMETER, BITS_PER_TOKEN, Status, data_bits, judge
+from lowregret.planner.fits import memory_rank
+from lowregret.planner.information import information_of
 from lowregret.planner.rank import suggest_rank
 from lowregret.planner.resolve import resolve
 from lowregret.planner.shapes import read_shape
@@ -165,14 +167,19 @@ def recommend(
     """
     shape = shape or read_shape(Path(model))
     facts = stated_facts(tokens, num_examples=num_examples, longest=longest)
-    rank = rank or suggest_rank(shape, facts, task=task).rank
     spec = RunSpec(
         task=task,
         model=ModelSpec(source=str(model)),
         data=DataSpec(source=f"{tokens} tokens"),
-        slots=(SlotSpec(name=f"r{rank}", weights=AdapterSpec(rank=rank), optim=OptimSpec()),),
+        slots=(),
         train=TrainSpec(batch_size=batch_size, steps=steps, schedule=schedule),
     )
+    if rank is None:
+        bits = information_of(spec, facts).bits
+        most = memory_rank(spec, shape, facts, hardware)
+        rank = suggest_rank(shape, facts, task=task, bits=bits, memory_rank=most).rank
+    slot = SlotSpec(name=f"r{rank}", weights=AdapterSpec(rank=rank), optim=OptimSpec())
+    spec = replace(spec, slots=(slot,))
     return resolve(spec, shape=shape, facts=facts, hardware=hardware)
 
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Literal, cast
 
 from lowregret.errors import CapacityError, SpecError
+from lowregret.planner.information import information_of
 from lowregret.planner.learning_rate import LearningRate, full_rate, lora_rate
 from lowregret.planner.memory import MemoryQuestion, largest_micro_batch, memory, needed_bytes
 from lowregret.planner.validate import check_warmup, validate_against_data, validate_against_shape, validate_spec
@@ -19,7 +20,7 @@ from lowregret.planner.warn import warnings_of
 from lowregret.specs.adapter import AdapterSpec
 from lowregret.specs.data import DataFacts
 from lowregret.specs.hardware import DeviceFacts
-from lowregret.specs.plan import Derived, ResolvedPlan
+from lowregret.specs.plan import Derived, Information, ResolvedPlan
 from lowregret.specs.run import RunSpec, SlotSpec
 from lowregret.specs.shape import ModelShape
 
@@ -28,7 +29,13 @@ USUAL_MICROBATCH = {"cpu": 2048, "cuda": 16384, "mps": 4096}
 
 
 def resolve(
-    spec: RunSpec, *, shape: ModelShape, facts: DataFacts, hardware: DeviceFacts, must_fit: bool = True
+    spec: RunSpec,
+    *,
+    shape: ModelShape,
+    facts: DataFacts,
+    hardware: DeviceFacts,
+    information: Information | None = None,
+    must_fit: bool = True,
 ) -> ResolvedPlan:
     """Fill in what the specification leaves open.
 
@@ -37,6 +44,7 @@ def resolve(
         shape: of the base (`planner.shapes.read_shape`).
         facts: counts of the training split.
         hardware: the device that will compute.
+        information: bits in the data where they were measured or are rewards; None: the rule of thumb.
         must_fit: refuse a plan that does not fit. False, for a plan that is made on another machine than it will run
             on: say it as a warning, unless the user stated a memory.
 
@@ -57,6 +65,7 @@ def resolve(
     slots = tuple(_slot(slot, spec, shape, steps, derived) for slot in spec.slots)
     settled = replace(spec.hardware, device=device, dtype=dtype, threads=threads)
     filled = replace(spec, slots=slots, train=replace(spec.train, steps=steps), hardware=settled)
+    information = information or information_of(filled, facts)
     must_fit = must_fit or spec.hardware.memory_bytes is not None
     tokens, misfit = _tokens_per_microbatch(filled, shape, facts, hardware, derived)
     if misfit and must_fit:
@@ -65,13 +74,17 @@ def resolve(
     return ResolvedPlan(
         spec=filled,
         facts=facts,
+        information=information,
         steps=steps,
         tokens_per_microbatch=tokens,
         device=device,
         dtype=dtype,
         threads=threads,
         derived=tuple(derived),
-        warnings=(*([misfit] if misfit else []), *warnings_of(filled, shape=shape, facts=facts)),
+        warnings=(
+            *([misfit] if misfit else []),
+            *warnings_of(filled, shape=shape, facts=facts, information=information),
+        ),
         memory_bytes=memory(shape, memory_question(filled, tokens)),
     )
 
@@ -101,12 +114,19 @@ def _device(spec: RunSpec, hardware: DeviceFacts, derived: list[Derived]) -> str
 
 
 def _dtype(spec: RunSpec, hardware: DeviceFacts, derived: list[Derived]) -> Literal["bf16", "fp32"]:
+    dtype = dtype_of(spec, hardware)
     if spec.hardware.dtype != "auto":
-        return spec.hardware.dtype
-    dtype: Literal["bf16", "fp32"] = "bf16" if hardware.bf16_fast else "fp32"
+        return dtype
     reason = f"{hardware.kind} multiplies bf16 {'fast' if hardware.bf16_fast else 'no faster than fp32'}"
     derived.append(Derived(name="hardware.dtype", value=dtype, reason=reason, source="machine"))
     return dtype
+
+
+def dtype_of(spec: RunSpec, hardware: DeviceFacts) -> Literal["bf16", "fp32"]:
+    """The run's working format: as asked, else bf16 where the device multiplies it fast."""
+    if spec.hardware.dtype != "auto":
+        return spec.hardware.dtype
+    return "bf16" if hardware.bf16_fast else "fp32"
 
 
 def _threads(spec: RunSpec, hardware: DeviceFacts, derived: list[Derived]) -> int:

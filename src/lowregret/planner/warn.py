@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lowregret.planner.capacity import judge
 from lowregret.planner.flops import break_even_rank
+from lowregret.planner.information import judge_information
 from lowregret.planner.targets import select
 from lowregret.specs.adapter import AdapterSpec, FullSpec
 from lowregret.specs.data import DataFacts
+from lowregret.specs.plan import Information
 from lowregret.specs.run import RunSpec, SlotSpec
 from lowregret.specs.shape import ModelShape
 
@@ -19,12 +20,12 @@ LARGE_BATCH = 64
 """LoRA pays more than FullFT for large batches (paper, figure 3: best at 32 and below, worse from 128)."""
 
 
-def warnings_of(spec: RunSpec, *, shape: ModelShape, facts: DataFacts) -> tuple[str, ...]:
+def warnings_of(spec: RunSpec, *, shape: ModelShape, facts: DataFacts, information: Information) -> tuple[str, ...]:
     """All warnings of a resolved specification, one line each."""
     return (
         *_of_run(spec, shape, facts),
         *_of_alphas(spec),
-        *(w for slot in spec.slots for w in _of_slot(slot, spec, shape, facts)),
+        *(w for slot in spec.slots for w in _of_slot(slot, shape, information)),
     )
 
 
@@ -59,7 +60,7 @@ def _of_alphas(spec: RunSpec) -> Iterator[str]:
         )
 
 
-def _of_slot(slot: SlotSpec, spec: RunSpec, shape: ModelShape, facts: DataFacts) -> Iterator[str]:
+def _of_slot(slot: SlotSpec, shape: ModelShape, information: Information) -> Iterator[str]:
     if isinstance(slot.weights, FullSpec):
         if shape.num_params < 300_000_000:
             yield f"slot {slot.name}: FullFT below 300M parameters is touchy about its learning rate; sweep it"
@@ -70,22 +71,11 @@ def _of_slot(slot: SlotSpec, spec: RunSpec, shape: ModelShape, facts: DataFacts)
         yield f"slot {slot.name}: attention-only adapters are clearly worse at equal parameters; use all or mlp"
     if slot.optim.lr is not None and slot.optim.lr > 1e-2:
         yield f"slot {slot.name}: a learning rate of {slot.optim.lr:g} is beyond any that worked at alpha 32"
-    if spec.task == "sft":
-        capacity = judge(matrices, rank=slot.weights.rank, tokens=tokens_seen_once(spec, facts))
-        if capacity.status == "UNDERCAPACITY":
-            enough = capacity.smallest_rank
-            remedy = f"rank {enough} suffices" if enough else "no rank suffices; expect it to fall behind FullFT"
-            yield f"slot {slot.name}: UNDERCAPACITY, {capacity.reason}; {remedy}"
+    capacity = judge_information(matrices, slot.weights.rank, information)
+    if capacity.status == "UNDERCAPACITY":
+        enough = capacity.smallest_rank
+        remedy = f"rank {enough} suffices" if enough else "no rank suffices; expect it to fall behind FullFT"
+        yield f"slot {slot.name}: UNDERCAPACITY, {capacity.reason}; {remedy}"
     even = break_even_rank(shape, matrices)
     if slot.weights.rank > even:
         yield f"slot {slot.name}: above rank {even:.0f} an adapter costs more arithmetic than full fine-tuning"
-
-
-def tokens_seen_once(spec: RunSpec, facts: DataFacts) -> int:
-    """Completion tokens that a run sees for the first time: repeats bring no new bits."""
-    steps = spec.train.steps
-    if steps is None:
-        share = min(1.0, spec.train.epochs)
-    else:
-        share = min(1.0, steps * spec.train.batch_size / max(1, facts.num_examples))
-    return round(facts.num_completion_tokens * share)

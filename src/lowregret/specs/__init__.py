@@ -5,7 +5,7 @@ from lowregret.specs.data import DataFacts, DataSpec
 from lowregret.specs.hardware import DeviceFacts, HardwareSpec
 from lowregret.specs.model import ModelSpec
 from lowregret.specs.optim import OptimSpec, ScheduleSpec
-from lowregret.specs.plan import Derived, ResolvedPlan
+from lowregret.specs.plan import Derived, Information, ResolvedPlan
 from lowregret.specs.run import RunSpec, SlotSpec, TrackingSpec, TrainSpec
 from lowregret.specs.shape import MatrixShape, ModelShape
 
@@ -17,6 +17,7 @@ __all__ = [
     "DeviceFacts",
     "FullSpec",
     "HardwareSpec",
+    "Information",
     "MatrixShape",
     "ModelShape",
     "ModelSpec",

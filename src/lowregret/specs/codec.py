@@ -53,6 +53,19 @@ def from_toml(cls: type[Spec], text: str) -> Spec:
 
 def read_toml(cls: type[Spec], path: str | Path) -> Spec:
     """The spec in a file; errors name the file too."""
+    data = read_table(path)
+    try:
+        return from_dict(cls, data)
+    except SpecError as error:
+        raise SpecError(f"{path}: {error}") from error
+
+
+def read_table(path: str | Path) -> dict[str, Any]:
+    """A TOML file as plain dicts, lists and scalars.
+
+    Raises:
+        SpecError: it can't be read or is no TOML.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
@@ -60,9 +73,9 @@ def read_toml(cls: type[Spec], path: str | Path) -> Spec:
     except UnicodeDecodeError as error:
         raise SpecError(f"{path}: not UTF-8 text at byte {error.start}; save it as UTF-8") from error
     try:
-        return from_toml(cls, text)
-    except SpecError as error:
-        raise SpecError(f"{path}: {error}") from error
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SpecError(f"{path}: not valid TOML: {error}; mend the line") from error
 
 
 def to_dict(spec: object) -> TomlTable:

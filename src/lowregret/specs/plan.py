@@ -26,6 +26,29 @@ class Derived:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Information:
+    """Bits that a run's data brings: what is new in it, counted, times the bits in each.
+
+    >>> Information(units=1000, unit="completion tokens", bits_per_unit=1.5, reason="measured").bits
+    1500.0
+    """
+
+    units: int
+    """Completion tokens that the run sees for the first time (SFT), or scored samples (RL)."""
+    unit: str
+    bits_per_unit: float
+    interval: tuple[float, float] | None = None
+    """95 % interval of `bits_per_unit` where it was measured."""
+    reason: str
+    """Where the bits per unit come from."""
+
+    @property
+    def bits(self) -> float:
+        """Bits in all of it."""
+        return self.units * self.bits_per_unit
+
+
+@dataclass(frozen=True, kw_only=True)
 class ResolvedPlan:
     """What a run will do, with nothing left open: written to `plan.toml` before the first step.
 
@@ -36,6 +59,8 @@ class ResolvedPlan:
     spec: RunSpec
     """The run with every `auto` and None resolved that the run depends on."""
     facts: DataFacts
+    information: Information | None = None
+    """Bits that the data brings; `resolve` always fills it in."""
     steps: int
     """Optimizer steps of the run."""
     tokens_per_microbatch: int

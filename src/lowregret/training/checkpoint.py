@@ -50,6 +50,12 @@ def load_checkpoint(state: RunState, folder: Path) -> None:
                 lane.trainable.publish(slot, state.step)
 
 
+def read_masters(folder: Path, slot: str) -> dict[str, Tensor]:
+    """The fp32 masters of one slot in a checkpoint, by parameter name."""
+    tensors = load_file(folder / f"{slot}.safetensors")
+    return {name.removesuffix(".value"): value for name, value in tensors.items() if name.endswith(".value")}
+
+
 def _slot_tensors(lane: Lane, slot: str, optimizer: AdamW) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for block in lane.trainable.blocks(slot):

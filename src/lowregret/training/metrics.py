@@ -39,6 +39,11 @@ class Meter:
         self._evaluation_seconds = seconds
 
     @property
+    def step_seconds(self) -> float:
+        """Of the latest step, evaluation and checkpoint left out."""
+        return self._recent[-1][1]
+
+    @property
     def tokens_per_second(self) -> float:
         """Real tokens of all slots a second of training."""
         return sum(tokens for tokens, _ in self._recent) / max(1e-9, sum(seconds for _, seconds in self._recent))

@@ -20,7 +20,7 @@ from lowregret.batches import PackedBatch, TokenizedExample
 from lowregret.data.examples import ExampleStore
 from lowregret.data.load import TokenizedData
 from lowregret.data.order import ExampleOrder
-from lowregret.data.packing import microbatches
+from lowregret.data.packing import example_of, examples_of, microbatches
 from lowregret.models.locate import ModelFolder
 from lowregret.specs import ResolvedPlan
 from lowregret.store.rows import EvalRow, MetricRow
@@ -180,7 +180,7 @@ class _Job:
                     tokens=report.tokens,
                     lr=lr,
                     grad_norm=report.grad_norm,
-                    seconds=self.meter.seconds,
+                    seconds=self.meter.step_seconds,
                 )
             )
             if report.diverged:
@@ -268,14 +268,3 @@ def summary_of(result: RunResult) -> dict[str, object]:
             for name, slot in result.slots.items()
         },
     }
-
-
-def example_of(store: ExampleStore, index: int) -> TokenizedExample:
-    """One example as a tensor noun's ingredient."""
-    tokens, completion = store[index]
-    return TokenizedExample(tokens=tokens, completion=completion)
-
-
-def examples_of(store: ExampleStore) -> list[TokenizedExample]:
-    """All examples of a held-out split; these are few."""
-    return [example_of(store, index) for index in range(len(store))]

@@ -1,0 +1,25 @@
+"""A cached hub folder counts as whole only with all its weights."""
+
+import json
+from pathlib import Path
+
+from lowregret.models.locate import has_all_weights
+
+
+def test_a_folder_with_a_plan_s_files_alone_is_not_whole(tmp_path: Path):
+    (tmp_path / "config.json").write_text("{}")
+    assert not has_all_weights(tmp_path)
+
+
+def test_one_file_of_weights_is_whole(tmp_path: Path):
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert has_all_weights(tmp_path)
+
+
+def test_a_missing_shard_is_found_by_the_index(tmp_path: Path):
+    shards = {"a.weight": "model-00001-of-00002.safetensors", "b.weight": "model-00002-of-00002.safetensors"}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    (tmp_path / "model-00001-of-00002.safetensors").write_bytes(b"")
+    assert not has_all_weights(tmp_path)
+    (tmp_path / "model-00002-of-00002.safetensors").write_bytes(b"")
+    assert has_all_weights(tmp_path)
