@@ -1,0 +1,80 @@
+"""What estimators see of a study: finished cells as plain series, grouped by what is compared. No torch, no files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One condition of a study: everything that is fixed while learning rate and seed vary.
+
+    >>> Arm(method="lora", rank=8, params=4096, batch_size=8, steps=100).label
+    'r8'
+    """
+
+    method: Literal["lora", "full"]
+    rank: int | None = None
+    """None for full fine-tuning."""
+    alpha: float = 32.0
+    targets: tuple[str, ...] = ("all",)
+    params: int
+    """Trained parameters."""
+    batch_size: int
+    """Sequences a step."""
+    steps: int
+    """Optimizer steps of the whole run."""
+    width: int = 0
+    """Hidden size of the base."""
+    variant: str = ""
+    """What else sets the arm apart: `more epochs`, `init x4`, `nearest`."""
+
+    @property
+    def label(self) -> str:
+        """Short name for tables and curves; unique within a study that varies only method, rank and targets."""
+        parts = ["full" if self.method == "full" else f"r{self.rank}"]
+        if self.targets != ("all",):
+            parts.append("+".join(self.targets))
+        if self.alpha != 32.0:
+            parts.append(f"alpha {self.alpha:g}")
+        if self.variant:
+            parts.append(self.variant)
+        return " ".join(parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """One finished cell: an arm at one learning rate with one seed.
+
+    >>> arm = Arm(method="lora", rank=8, params=4096, batch_size=8, steps=2)
+    >>> outcome = Outcome(cell="a1", arm=arm, lr=1e-3, seed=0, steps=(0, 1, 2), validation=(2.0, 1.9, 1.8),
+    ...     test=(2.0, 1.9, 1.85))
+    >>> outcome.final_validation, outcome.final_test
+    (1.8, 1.85)
+    """
+
+    cell: str
+    """Identity of the cell."""
+    arm: Arm
+    lr: float
+    seed: int
+    """Same seed, same data order, in every arm: comparisons are paired by it."""
+    steps: tuple[int, ...]
+    """Optimizer steps at which the held-out losses were measured, from 0."""
+    validation: tuple[float, ...]
+    """Held-out NLL that learning rates are chosen by, nats a completion token, one a step of `steps`."""
+    test: tuple[float, ...]
+    """Held-out NLL that is reported."""
+    diverged: bool = False
+    """The cell was retired (or stopped as surely dominated) before its last step: its final loss does not exist."""
+
+    @property
+    def final_validation(self) -> float:
+        """Validation loss after the last step; infinite where the cell diverged."""
+        return float("inf") if self.diverged else self.validation[-1]
+
+    @property
+    def final_test(self) -> float:
+        """Test loss after the last step; infinite where the cell diverged."""
+        return float("inf") if self.diverged else self.test[-1]
