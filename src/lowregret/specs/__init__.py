@@ -8,8 +8,16 @@ from lowregret.specs.optim import OptimSpec, ScheduleSpec
 from lowregret.specs.plan import Derived, Information, ResolvedPlan
 from lowregret.specs.run import RunSpec, SlotSpec, TrackingSpec, TrainSpec
 from lowregret.specs.shape import MatrixShape, ModelShape
+from lowregret.specs.study import Arm, GridSpec, PlannedBank, PlannedCell, QuestionSpec, StudyPlan, StudySpec
 
 __all__ = [
+    "Arm",
+    "GridSpec",
+    "PlannedBank",
+    "PlannedCell",
+    "QuestionSpec",
+    "StudyPlan",
+    "StudySpec",
     "AdapterSpec",
     "DataFacts",
     "DataSpec",

@@ -3,44 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
+from lowregret.specs import Arm
 
-@dataclass(frozen=True, kw_only=True)
-class Arm:
-    """One condition of a study: everything that is fixed while learning rate and seed vary.
-
-    >>> Arm(method="lora", rank=8, params=4096, batch_size=8, steps=100).label
-    'r8'
-    """
-
-    method: Literal["lora", "full"]
-    rank: int | None = None
-    """None for full fine-tuning."""
-    alpha: float = 32.0
-    targets: tuple[str, ...] = ("all",)
-    params: int
-    """Trained parameters."""
-    batch_size: int
-    """Sequences a step."""
-    steps: int
-    """Optimizer steps of the whole run."""
-    width: int = 0
-    """Hidden size of the base."""
-    variant: str = ""
-    """What else sets the arm apart: `more epochs`, `init x4`, `nearest`."""
-
-    @property
-    def label(self) -> str:
-        """Short name for tables and curves; unique within a study that varies only method, rank and targets."""
-        parts = ["full" if self.method == "full" else f"r{self.rank}"]
-        if self.targets != ("all",):
-            parts.append("+".join(self.targets))
-        if self.alpha != 32.0:
-            parts.append(f"alpha {self.alpha:g}")
-        if self.variant:
-            parts.append(self.variant)
-        return " ".join(parts)
+__all__ = ["Arm", "Outcome"]
 
 
 @dataclass(frozen=True, kw_only=True)
