@@ -1,0 +1,229 @@
+"""From a question to its arms: what is compared, as runs of one slot whose learning rate and seed are still open.
+
+No torch: parameters are counted from the base's shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from lowregret.errors import SpecError
+from lowregret.planner.memory import full_params
+from lowregret.planner.resolve import slot_rate
+from lowregret.planner.targets import select
+from lowregret.specs import (
+    AdapterSpec,
+    Arm,
+    FullSpec,
+    HardwareSpec,
+    ModelSpec,
+    OptimSpec,
+    QuestionSpec,
+    RunSpec,
+    SlotSpec,
+    TrainSpec,
+)
+from lowregret.specs.shape import ModelShape
+
+SLOT = "cell"
+"""Name of the only slot of a cell; its bank names slots by the cells' identities."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmTemplate:
+    """An arm and the run that each of its cells is, but for learning rate and seed.
+
+    >>> sorted(ArmTemplate.__dataclass_fields__)
+    ['arm', 'run', 'start']
+    """
+
+    arm: Arm
+    run: RunSpec
+    """With one slot."""
+    start: float
+    """The planner's learning rate, where an adaptive grid begins."""
+
+    def cell(self, lr: float, seed: int) -> RunSpec:
+        """The run of one cell: the seed decides A, the order of the examples and any rounding."""
+        slot = self.run.slots[0]
+        if isinstance(slot.weights, AdapterSpec):
+            weights = replace(slot.weights, init_seed=seed)
+        else:
+            weights = replace(slot.weights, rounding_seed=seed)
+        slot = replace(slot, weights=weights, optim=replace(slot.optim, lr=lr), data_seed=seed)
+        return replace(self.run, slots=(slot,))
+
+
+def arm_templates(
+    question: QuestionSpec, shapes: Mapping[str, ModelShape], *, model: ModelSpec, hardware: HardwareSpec
+) -> tuple[ArmTemplate, ...]:
+    """The arms of a question, in the order in which tables show them.
+
+    Args:
+        question: with `train.steps` set.
+        shapes: of every base of the question, by its source.
+        model: the study's base, where the question names none.
+        hardware: of one worker.
+
+    Raises:
+        SpecError: the protocol is not known, or lacks a setting.
+    """
+    if question.protocol not in PROTOCOLS:
+        raise SpecError(f"protocol: {question.protocol!r} is not known; give {', '.join(PROTOCOLS)}")
+    if not question.seeds:
+        raise SpecError("seeds: a question needs at least one; give --seeds 3")
+    if question.train.steps is None:
+        raise SpecError(f"{question.protocol}: train.steps is missing; a study compares runs of stated length")
+    builders = [_Builder(question, base, shapes[base.source], hardware) for base in question.models or (model,)]
+    return tuple(template for builder in builders for template in PROTOCOLS[question.protocol](builder))
+
+
+@dataclass(frozen=True)
+class _Builder:
+    question: QuestionSpec
+    model: ModelSpec
+    shape: ModelShape
+    hardware: HardwareSpec
+
+    def lora(
+        self,
+        rank: int,
+        *,
+        alpha: float = 32.0,
+        targets: tuple[str, ...] = ("all",),
+        train: TrainSpec | None = None,
+        variant: str = "",
+    ) -> ArmTemplate:
+        """An arm of adapters."""
+        weights = AdapterSpec(rank=rank, alpha=alpha, targets=targets)
+        matrices = select(self.shape, targets, unembed=False)
+        params = sum(matrix.adapter_params(rank) for matrix in matrices)
+        arm = Arm(
+            method="lora",
+            rank=rank,
+            alpha=alpha,
+            targets=targets,
+            params=params,
+            variant=variant,
+            **self._common(train),
+        )
+        return self._template(arm, weights, train)
+
+    def full(self, *, train: TrainSpec | None = None, variant: str = "") -> ArmTemplate:
+        """The arm of full fine-tuning."""
+        weights = FullSpec(support=self.question.support)
+        params = full_params(self.shape, weights)
+        return self._template(Arm(method="full", params=params, variant=variant, **self._common(train)), weights, train)
+
+    def _common(self, train: TrainSpec | None) -> dict[str, int]:
+        train = train or self.question.train
+        return {"batch_size": train.batch_size, "steps": train.steps or 0, "width": self.shape.hidden_size}
+
+    def _template(self, arm: Arm, weights: AdapterSpec | FullSpec, train: TrainSpec | None) -> ArmTemplate:
+        run = RunSpec(
+            model=self.model,
+            data=self.question.data,
+            slots=(SlotSpec(name=SLOT, weights=weights, optim=OptimSpec()),),
+            train=replace(train or self.question.train, num_samples=0),
+            hardware=self.hardware,
+        )
+        return ArmTemplate(arm=arm, run=run, start=slot_rate(run.slots[0], run, self.shape, arm.steps).value)
+
+
+def _ranks_and_full(build: _Builder) -> list[ArmTemplate]:
+    return [*(build.lora(rank) for rank in build.question.ranks), build.full()]
+
+
+def _learning_rate(build: _Builder) -> list[ArmTemplate]:
+    """Alpha = 32 at every rank, full fine-tuning, and alpha = rank as the positive control of C3."""
+    tied = [build.lora(rank, alpha=float(rank), variant="alpha = r") for rank in build.question.ranks if rank != 32]
+    return [*_ranks_and_full(build), *tied]
+
+
+def _early(build: _Builder) -> list[ArmTemplate]:
+    return [build.lora(rank) for rank in build.question.ranks]
+
+
+def _batch_size(build: _Builder) -> list[ArmTemplate]:
+    """One epoch at every batch size; and, as control, every batch size for as many steps as the largest takes."""
+    question = build.question
+    if len(question.batch_sizes) < 2:
+        raise SpecError("batch-size: needs at least two batch sizes to compare; give batch_sizes")
+    examples = question.train.batch_size * (question.train.steps or 0)
+    fewest = max(1, examples // max(question.batch_sizes))
+    arms: list[ArmTemplate] = []
+    for batch in question.batch_sizes:
+        epoch = replace(question.train, batch_size=batch, steps=max(1, examples // batch))
+        equal = replace(epoch, steps=fewest)
+        for train, variant in ((epoch, ""), (equal, "equal steps")):
+            if variant and train.steps == epoch.steps:
+                continue  # the largest batch is its own control
+            arms += [build.lora(rank, train=train, variant=variant) for rank in question.ranks]
+            arms.append(build.full(train=train, variant=variant))
+    return arms
+
+
+def _layers(build: _Builder) -> list[ArmTemplate]:
+    """Attention-only, MLP-only and both at equal parameters, and attention-only at four times as many.
+
+    More of the wrong layers is not expected to help (paper, figure 4).
+    """
+    params = {kind: _params(build, kind, 1) for kind in ("attention", "mlp", "all")}
+    ranks = matched_ranks(params, build.question.ranks[0])
+    arms = [build.lora(rank, targets=(kind,)) for kind, rank in ranks.items()]
+    return [*arms, build.lora(4 * ranks["attention"], targets=("attention",)), build.full()]
+
+
+def matched_ranks(params: Mapping[str, int], least: int) -> dict[str, int]:
+    """Ranks, one a kind of matrix, at which the adapters have equally many parameters.
+
+    Args:
+        params: adapter parameters of each kind at rank 1.
+        least: smallest rank of the first kind.
+
+    Returns:
+        The smallest exact match whose first rank lies in least..8 x least; else the ranks nearest to the first's count.
+
+    >>> matched_ranks({"attention": 1024, "mlp": 1536, "all": 2560}, 8)
+    {'attention': 15, 'mlp': 10, 'all': 6}
+    """
+    first = next(iter(params))
+    for rank in range(least, 8 * least + 1):
+        budget = rank * params[first]
+        if all(budget % each == 0 for each in params.values()):
+            return {kind: budget // each for kind, each in params.items()}
+    budget = least * params[first]
+    return {kind: max(1, round(budget / each)) for kind, each in params.items()}
+
+
+def _certify(build: _Builder) -> list[ArmTemplate]:
+    return [build.lora(build.question.ranks[0]), build.full()]
+
+
+def _ratio(build: _Builder) -> list[ArmTemplate]:
+    """Widths come from the question's models; alphas and run lengths cross them."""
+    question = build.question
+    arms: list[ArmTemplate] = []
+    for steps in question.run_lengths or (question.train.steps or 1,):
+        train = replace(question.train, steps=steps)
+        rank = question.ranks[0]
+        arms += [build.lora(rank, alpha=alpha, train=train) for alpha in question.alphas]
+        arms.append(build.full(train=train))
+    return arms
+
+
+def _params(build: _Builder, kind: str, rank: int) -> int:
+    return sum(matrix.adapter_params(rank) for matrix in select(build.shape, (kind,), unembed=False))
+
+
+PROTOCOLS: dict[str, Callable[[_Builder], list[ArmTemplate]]] = {
+    "rank": _ranks_and_full,
+    "learning-rate": _learning_rate,
+    "batch-size": _batch_size,
+    "layers": _layers,
+    "early": _early,
+    "certify": _certify,
+    "ratio": _ratio,
+}
+"""Protocols that compare arms over learning rates and seeds."""
