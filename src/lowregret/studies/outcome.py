@@ -34,6 +34,14 @@ class Outcome:
     """Held-out NLL that is reported."""
     diverged: bool = False
     """The cell was retired (or stopped as surely dominated) before its last step: its final loss does not exist."""
+    offered_bits: float | None = None
+    """Bits of all facts that the cell was to memorise, N H; None in other studies."""
+    stored_bits: float | None = None
+    """Bits of them that it holds, N H - NLL, summed over all facts."""
+    multiply_adds: float | None = None
+    """Of the whole run, counted (`planner.flops`); None where nobody counted."""
+    seconds: float | None = None
+    """The cell's training time, evaluation left out; None where it was not measured."""
 
     @property
     def final_validation(self) -> float:

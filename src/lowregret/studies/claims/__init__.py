@@ -1,0 +1,35 @@
+"""The claims of science.md, section 4: each a function from finished cells to a finding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from lowregret.studies.claims.c1_invariance import Transformed, c1
+from lowregret.studies.claims.c2_first_steps import c2
+from lowregret.studies.claims.c3_rank_free_rate import c3
+from lowregret.studies.claims.c4_ratio import c4
+from lowregret.studies.claims.c5_run_length import c5
+from lowregret.studies.claims.c6_capacity import c6
+from lowregret.studies.claims.c6b_bits import c6b
+from lowregret.studies.claims.c7_layers import c7
+from lowregret.studies.claims.c8_batch import c8
+from lowregret.studies.claims.c12_cost import c12
+from lowregret.studies.claims.certify import certify
+from lowregret.studies.finding import Finding
+from lowregret.studies.margins import Margins
+from lowregret.studies.outcome import Outcome
+
+__all__ = ["CLAIMS", "Claim", "Transformed", "c1", "c12", "c2", "c3", "c4", "c5", "c6", "c6b", "c7", "c8", "certify"]
+
+
+class Claim(Protocol):
+    """Judges a claim by finished cells. Never raises for cells that are too few or too bad: that is inconclusive."""
+
+    def __call__(self, outcomes: Sequence[Outcome], margins: Margins | None = None, *, model: str = "") -> Finding: ...
+
+
+CLAIMS: Mapping[str, Claim] = {
+    "C2": c2, "C3": c3, "C4": c4, "C5": c5, "C6": c6, "C6b": c6b, "C7": c7, "C8": c8, "certify": certify,
+}  # fmt: skip
+"""Those that are tested over seeds, by id; C1 and C12 are exact."""
