@@ -52,7 +52,7 @@ def log_best_rates(surface: Surface) -> Floats:
     window = fit_window(surface)
     x = surface.log_rates[window]
     centre = float(x.mean())
-    coefficients = _least_squares(tuple(np.round(x - centre, 9).tolist())) @ surface.validation[:, window].T
+    coefficients = _least_squares(_centred(x)) @ surface.validation[:, window].T
     curvature, slope = coefficients[2], coefficients[1]
     if (curvature <= 0).any():
         raise _flat(surface, int(np.argmin(curvature)))
@@ -74,7 +74,7 @@ def fit_error(surface: Surface) -> float:
     """
     window = fit_window(surface)
     x = surface.log_rates[window]
-    centred = tuple(np.round(x - x.mean(), 9).tolist())
+    centred = _centred(x)
     losses = surface.validation[:, window].T
     solver = _least_squares(centred)
     coefficients = solver @ losses
@@ -102,7 +102,7 @@ def fit_window(surface: Surface) -> NDArray[np.intp]:
     if len(chosen) < LEAST_POINTS:
         raise Refused(
             f"{surface.arm.label} has {len(chosen)} learning rates that train, and a quadratic needs {LEAST_POINTS}",
-            f"{LEAST_POINTS - len(chosen)} more rates around {surface.rates[best]:.2g}",
+            f"{LEAST_POINTS - len(chosen)} more rates around {surface.rates[best]:.3g}",
         )
     return np.sort(finite[chosen])
 
@@ -119,9 +119,9 @@ def refuse_edge(surface: Surface) -> None:
     lowest, highest = surface.rates[0], surface.rates[-1]
     _, best = _minimum(surface)
     settles = {
-        "low": f"rates below {lowest:.2g}",
-        "high": f"rates above {highest:.2g}",
-        "diverges": f"rates between {surface.rates[best]:.2g} and the one that diverged",
+        "low": f"rates below {lowest:.3g}",
+        "high": f"rates above {highest:.3g}",
+        "diverges": f"rates between {surface.rates[best]:.3g} and the one that diverged",
     }[edge]
     where = {"low": "lowest", "high": "highest", "diverges": "highest stable"}[edge]
     raise Refused(f"the minimum of {surface.arm.label} lies on its {where} learning rate", f"train it at {settles}")
@@ -168,7 +168,7 @@ def _minimum(surface: Surface) -> tuple[NDArray[np.intp], int]:
     mean = surface.validation.mean(axis=0)
     finite = np.flatnonzero(np.isfinite(mean))
     if not len(finite):
-        raise Refused(f"every learning rate of {surface.arm.label} diverged", f"rates below {surface.rates[0]:.2g}")
+        raise Refused(f"every learning rate of {surface.arm.label} diverged", f"rates below {surface.rates[0]:.3g}")
     return finite, int(finite[np.argmin(mean[finite])])
 
 
@@ -178,6 +178,12 @@ def _flat(surface: Surface, row: int) -> Refused:
         "than its noise",
         "more rates on either side of the minimum, or more held-out examples",
     )
+
+
+def _centred(x: Floats) -> tuple[float, ...]:
+    """Rounded, so that grids of one spacing share their solver."""
+    centre = float(x.mean())
+    return tuple(round(float(each) - centre, 9) for each in x)
 
 
 @lru_cache(maxsize=1024)

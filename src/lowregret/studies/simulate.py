@@ -193,7 +193,7 @@ def _stored(arm: Arm, offered: float, finals: Floats, truth: Truth) -> Floats:
 
 
 SCENARIOS: Mapping[str, Mapping[str, Truth]] = {
-    "C2": {"equal drops": Truth(), "rank 1 slower by 10 %": Truth(early_difference=-0.1)},
+    "C2": {"equal drops": Truth(), "smallest rank slower by 10 %": Truth(early_difference=-0.1)},
     "C3": {
         "slope 0": Truth(),
         "slope 0.1": Truth(rates=RateTruth(rank_slope=0.1)),

@@ -60,7 +60,7 @@ class Surface:
 
 
 def surfaces(outcomes: Iterable[Outcome]) -> dict[Arm, Surface]:
-    """The table of every arm, in the order of first appearance.
+    """The table of every arm; sorted, so that no sum depends on the order in which cells were finished.
 
     A seed that lacks rates which other seeds have (a study that its budget ended, or a seed just added) is left out:
     a minimum over fewer points is biased.
@@ -68,7 +68,21 @@ def surfaces(outcomes: Iterable[Outcome]) -> dict[Arm, Surface]:
     groups: dict[Arm, dict[int, dict[float, Outcome]]] = {}
     for outcome in outcomes:
         groups.setdefault(outcome.arm, {}).setdefault(outcome.seed, {})[outcome.lr] = outcome
-    return {arm: _surface(arm, by_seed) for arm, by_seed in groups.items()}
+    return {arm: _surface(arm, groups[arm]) for arm in sorted(groups, key=_order)}
+
+
+def _order(arm: Arm) -> tuple[object, ...]:
+    return (
+        arm.method,
+        arm.rank or 0,
+        arm.alpha,
+        arm.targets,
+        arm.variant,
+        arm.batch_size,
+        arm.steps,
+        arm.width,
+        arm.params,
+    )
 
 
 def aligned(found: Mapping[Arm, Surface], least: float) -> dict[Arm, Surface]:

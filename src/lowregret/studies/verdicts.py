@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
 
 from lowregret.studies.finding import Finding, Verdict
 from lowregret.studies.margins import Margins
@@ -240,14 +239,8 @@ def holm(findings: Sequence[Finding], *, level: float = FAMILY_LEVEL) -> tuple[F
         findings: of one study.
         level: of the family.
     """
-    # Loading it takes seconds, which no other path of this room pays for.
-    from statsmodels.stats.multitest import multipletests  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
-
     tested = [k for k, finding in enumerate(findings) if finding.p_value is not None]
-    if len(tested) < 2:
-        return tuple(findings)
-    p_values = [findings[k].p_value for k in tested]
-    adjusted = cast("Floats", multipletests(p_values, alpha=level, method="holm")[1]).tolist()
+    adjusted = holm_adjusted([finding.p_value for finding in findings if finding.p_value is not None])
     corrected = list(findings)
     for k, p_value in zip(tested, adjusted, strict=True):
         if findings[k].verdict != "inconclusive" and p_value > level:
@@ -259,3 +252,17 @@ def holm(findings: Sequence[Finding], *, level: float = FAMILY_LEVEL) -> tuple[F
                 settles="more seeds, or fewer claims in one study",
             )
     return tuple(corrected)
+
+
+def holm_adjusted(p_values: Sequence[float]) -> tuple[float, ...]:
+    """Holm's step-down p-values (1979), in the order given; as `statsmodels` has them, without its 3 s of imports.
+
+    >>> holm_adjusted([0.04, 0.01, 0.03])
+    (0.06, 0.03, 0.06)
+    """
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
+    for place, k in enumerate(sorted(range(len(p_values)), key=lambda k: p_values[k])):
+        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[k]))
+        adjusted[k] = largest
+    return tuple(adjusted)

@@ -62,7 +62,7 @@ def _drop(surface: Surface) -> Floats:
     early = [index for index, step in enumerate(steps) if 0 < step <= FIRST_STEPS]
     if steps[0] != 0 or not early:
         raise Refused(f"no loss before and within the first {FIRST_STEPS} steps", "evaluate at step 0 and every step")
-    drop = losses[:, 0] - losses[:, early[-1]]
-    if not (np.isfinite(drop) & (drop > 0)).all():
+    before, after = losses[:, 0], losses[:, early[-1]]
+    if not (np.isfinite(before) & (after < before)).all():
         raise Refused(f"the loss of {surface.arm.label} does not fall in the first steps", "another learning rate")
-    return drop
+    return before - after

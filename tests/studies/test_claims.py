@@ -1,0 +1,232 @@
+"""Claims at their edges: too little, too broken or too lopsided is inconclusive and says what would settle it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+
+from lowregret.specs import DataSpec, QuestionSpec
+from lowregret.studies.claims import CLAIMS, Transformed, c1, c2, c3, c4, c5, c6, c6b, c7, c8, c12, certify
+from lowregret.studies.margins import Margins
+from lowregret.studies.outcome import Outcome
+from lowregret.studies.simulate import CLAIMS_OF, Design, RateTruth, Truth, draw, power_table
+from studies.cells import GRID, cells, full, lora
+
+CAPACITY = Design(ranks=(1, 4, 16, 64))
+TRUTHS = {"C6": Truth(departure_slope=0.8)}
+
+
+def study(claim: str, seeds: int = 5, truth: Truth | None = None) -> list[Outcome]:
+    design = CAPACITY if claim == "C6" else Design()
+    return draw(claim, truth or TRUTHS.get(claim, Truth()), design, range(seeds), np.random.default_rng(1))
+
+
+def broken(outcomes: list[Outcome], change: Callable[[Outcome], Outcome]) -> list[Outcome]:
+    return [change(outcome) for outcome in outcomes]
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+@pytest.mark.parametrize(
+    ("kind", "spoil"),
+    [
+        ("no cells", lambda outcomes: []),
+        ("one cell", lambda outcomes: outcomes[:1]),
+        ("one seed", lambda outcomes: [o for o in outcomes if o.seed == 0]),
+        ("two seeds", lambda outcomes: [o for o in outcomes if o.seed < 2]),
+        ("one arm", lambda outcomes: [o for o in outcomes if o.arm == outcomes[0].arm]),
+        (
+            "all diverged",
+            lambda outcomes: [
+                replace(o, diverged=True, steps=(0,), validation=(5.0,), test=(5.0,), stored_bits=None)
+                for o in outcomes
+            ],
+        ),
+        (
+            "no numbers",
+            lambda outcomes: [
+                replace(o, validation=(math.nan,) * len(o.steps), test=(math.nan,) * len(o.steps), stored_bits=None)
+                for o in outcomes
+            ],
+        ),
+    ],
+)
+def test_too_little_is_inconclusive_and_says_what_would_do(
+    claim: str, kind: str, spoil: Callable[[list[Outcome]], list[Outcome]]
+) -> None:
+    finding = CLAIMS[claim](spoil(study(claim)), model="micro")
+    assert finding.verdict == "inconclusive"
+    assert finding.reason
+    assert finding.settles
+    json.dumps(asdict(finding), allow_nan=False)
+
+
+@pytest.mark.parametrize("claim", [claim for claim in CLAIMS if claim not in ("C2", "C6", "C6b")])
+def test_one_rate_or_an_edge_is_inconclusive_and_asks_for_rates(claim: str) -> None:
+    outcomes = study(claim)
+    lowest = min(o.lr for o in outcomes if o.arm == outcomes[0].arm)
+    one_rate = [o for o in outcomes if o.arm != outcomes[0].arm or o.lr == lowest]
+    finding = CLAIMS[claim](one_rate)
+    assert finding.verdict == "inconclusive"
+    assert "rates" in finding.settles
+    falling = broken(outcomes, lambda o: replace(o, validation=(5.0, 1 / o.lr), test=(5.0, 1 / o.lr)))
+    edge = CLAIMS[claim](falling)
+    assert edge.verdict == "inconclusive"
+    assert "highest learning rate" in edge.reason
+    assert edge.settles.startswith("train it at rates above")
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_a_finding_is_plain_json_with_all_it_needs(claim: str) -> None:
+    outcomes = study(claim)
+    finding = CLAIMS[claim](outcomes, model="micro")
+    json.dumps(asdict(finding), allow_nan=False)
+    assert (finding.claim, finding.model, finding.seeds) == (claim, "micro", 5)
+    assert finding.interval is not None and finding.interval[0] <= finding.interval[1]
+    assert finding.margin is not None
+    assert finding.p_value is not None and 0 <= finding.p_value <= 1
+    assert set(finding.cells) <= {outcome.cell for outcome in outcomes}
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_the_order_of_cells_does_not_matter(claim: str) -> None:
+    outcomes = study(claim)
+    finding, other = CLAIMS[claim](outcomes), CLAIMS[claim](outcomes[::-1])
+    assert (finding.verdict, finding.interval, finding.p_value) == (other.verdict, other.interval, other.p_value)
+
+
+def test_the_minimum_of_seeds_is_a_margin_and_c2_and_c3_keep_theirs() -> None:
+    assert certify(study("certify", 3), Margins(least_seeds=5)).settles == "2 more"
+    assert certify(study("certify", 2), Margins(least_seeds=2)).estimate is not None
+    for claim in (c2, c3):
+        assert "the rule needs 5" in claim(study(claim.__name__.upper(), 4), Margins(least_seeds=2)).reason
+
+
+def test_c1_is_exact() -> None:
+    pairs = [
+        Transformed(p=2.0, q=0.5, kind="eps 0", difference=0.0, cells=("eps 0",)),
+        Transformed(p=2.0, q=0.5, kind="corrected", difference=3e-13, cells=("corrected",)),
+        Transformed(p=2.0, q=0.5, kind="uncorrected", difference=1e-4, cells=("uncorrected",)),
+    ]
+    assert c1(pairs).verdict == "supported"
+    assert c1(pairs).cells == ("eps 0", "corrected", "uncorrected")
+    assert c1(pairs[:2]).settles == "runs with uncorrected"
+    assert c1([replace(pairs[0], difference=1e-17), *pairs[1:]]).verdict == "contradicted"
+    assert c1([*pairs[:2], replace(pairs[2], difference=0.0)]).verdict == "contradicted"
+    assert c1([]).verdict == "inconclusive"
+
+
+def test_c2_wants_one_rate_and_a_loss_before_training() -> None:
+    outcomes = study("C2")
+    assert "same one learning rate" in c2(broken(outcomes, lambda o: replace(o, lr=o.lr * (o.arm.rank or 1)))).reason
+    late = broken(outcomes, lambda o: replace(o, steps=(0, 400)))
+    assert "first 20 steps" in c2(late).reason
+
+
+def test_c3_needs_its_positive_control_to_support_but_not_to_contradict() -> None:
+    outcomes = study("C3")
+    without = [o for o in outcomes if not o.arm.variant]
+    assert c3(outcomes).verdict == "supported"
+    assert c3(without).verdict == "inconclusive"
+    assert "positive control is missing" in c3(without).reason
+    blind = c3(study("C3", truth=Truth(rates=RateTruth(tied_slope=0.0))))
+    assert blind.verdict == "inconclusive"
+    assert "positive control failed" in blind.reason
+    steep = study("C3", truth=Truth(rates=RateTruth(rank_slope=0.4)))
+    assert c3([o for o in steep if not o.arm.variant]).verdict == "contradicted"
+    assert dict(c3(outcomes).details)["slope with alpha = r: estimate"] == pytest.approx(-0.45, abs=0.1)
+
+
+def test_c3_leaves_out_rank_1_and_takes_the_shared_arm_of_the_control() -> None:
+    rank_1 = cells(lora(1, steps=1000), lambda rate, seed: (math.log(rate / 1e-4)) ** 2)
+    assert c3([*study("C3"), *rank_1]) == c3(study("C3"))
+
+
+def test_c4_compares_with_the_first_step_and_takes_the_longest_runs() -> None:
+    outcomes = study("C4")
+    finding = c4(outcomes)
+    name = "ratio over sqrt(3) d / alpha, r4, width 128"
+    assert dict(finding.details)[name] == pytest.approx(10 * 32 / (math.sqrt(3) * 128), rel=0.3)
+    short = broken(outcomes, lambda o: replace(o, arm=replace(o.arm, steps=10), lr=o.lr * 7))
+    assert c4([*short, *outcomes]) == finding
+    assert "2 widths" in c4([o for o in outcomes if o.arm.width != 64]).reason
+
+
+def test_c4_follows_the_protocol_s_words_on_the_width_slope() -> None:
+    drifting = study("C4", 12, Truth(rates=RateTruth(width_slope=0.12)))
+    finding = c4(drifting)
+    assert finding.verdict == "inconclusive"
+    assert "leaves out 0" in finding.reason
+
+
+def test_c5_and_c6_say_what_they_lack() -> None:
+    assert c5([o for o in study("C5") if o.arm.steps == 100]).settles == "further run lengths"
+    assert c6([o for o in study("C6") if o.arm.rank != 4]).reason == "3 ranks, and the rule needs 4"
+    flat = c6(study("C6", truth=Truth()))
+    assert flat.reason == "no rank departs from rank 64"
+
+
+def test_c6b_refuses_adapters_that_are_not_full() -> None:
+    roomy = broken(study("C6b"), lambda o: replace(o, stored_bits=o.offered_bits))
+    assert "is not full" in c6b(roomy).reason
+    assert "facts of" in c6b(roomy).settles
+    assert "no cell says" in c6b(broken(roomy, lambda o: replace(o, stored_bits=None))).reason
+
+
+def test_c7_wants_equal_parameters() -> None:
+    outcomes = study("C7", truth=Truth(attention_gap=0.02))
+    assert c7(outcomes).verdict == "supported"
+    larger = broken(
+        outcomes,
+        lambda o: replace(o, arm=replace(o.arm, params=2 * o.arm.params)) if o.arm.targets == ("all",) else o,
+    )
+    assert c7(larger).reason == "no arm with targets all has MLP-only's 4096 parameters, to 2%"
+
+
+def test_c8_without_its_control_is_inconclusive_and_other_variants_are_details() -> None:
+    outcomes = study("C8", truth=Truth(batch_growth=0.01, equal_growth=0.01))
+    assert c8(outcomes).verdict == "supported"
+    assert "control with equal steps is missing" in c8([o for o in outcomes if not o.arm.variant]).reason
+    steeper = [
+        replace(o, cell=f"x{o.cell}", arm=replace(o.arm, variant="init x4"))
+        for o in outcomes
+        if o.arm.method == "lora" and not o.arm.variant
+    ]
+    assert dict(c8([*outcomes, *steeper]).details)["growth of the gap, init x4"] == pytest.approx(0.04, abs=0.01)
+
+
+def test_certify_names_its_rank_and_praises_no_regret() -> None:
+    outcomes = study("certify", truth=Truth(regret=-0.03))
+    finding = certify(outcomes)
+    assert finding.verdict == "supported"
+    assert "rank 4" in finding.question and "rank 4" in finding.quantity
+    assert dict(finding.details)["p of equality within the margin on both sides"] > 0.9
+    assert certify(outcomes, rank=7).reason == "no LoRA arm of rank 7"
+
+
+def test_c12_counts_and_reports_times_beside() -> None:
+    def cost(arm, adds: float, seconds: float) -> list[Outcome]:
+        outcomes = cells(arm, lambda rate, seed: 1.0, rates=GRID[:1], seeds=range(3))
+        return [replace(o, multiply_adds=adds, seconds=seconds * (1 + 0.01 * o.seed)) for o in outcomes]
+
+    finding = c12([*cost(lora(), 68.0, 8.0), *cost(full(), 100.0, 10.0)], model="micro")
+    assert (finding.verdict, finding.estimate, finding.interval) == ("supported", pytest.approx(0.68), None)
+    details = dict(finding.details)
+    assert details["seconds of LoRA over FullFT's"] == pytest.approx(0.8)
+    assert details["its interval, low"] == pytest.approx(0.8)
+    assert c12([*cost(lora(), 90.0, 8.0), *cost(full(), 100.0, 10.0)]).verdict == "contradicted"
+    assert c12(study("certify")).reason == "the arithmetic of r4 was not counted"
+    assert c12([]).verdict == "inconclusive"
+
+
+def test_the_table_of_power_has_a_row_for_every_truth() -> None:
+    question = QuestionSpec(protocol="ratio", data=DataSpec(source="x"), seeds=(0, 1))
+    rows = power_table(question, studies=20)
+    assert {row["claim"] for row in rows} == {"C4", "C5"}
+    assert all(row["inconclusive"] == 1.0 for row in rows)
+    assert power_table(replace(question, protocol="cost")) == []
+    assert set(CLAIMS) == {claim for claims in CLAIMS_OF.values() for claim in claims}
