@@ -74,14 +74,14 @@ def slots_of(flags: SlotFlags, ranks: Sequence[int]) -> tuple[SlotSpec, ...]:
     """
     _refuse_idle(flags, adapters=bool(ranks))
     seed = flags.seed or 0
-    targets = _items("targets", flags.targets) or ("all",)
+    targets = items("targets", flags.targets) or ("all",)
     alpha = AdapterSpec(rank=1).alpha if flags.alpha is None else flags.alpha
     slots: list[SlotSpec] = []
-    rates = _numbers("lr", flags.lr, float)
+    rates = numbers("lr", flags.lr, float)
     for rank, lr in product(ranks, rates or (None,)):
         weights = AdapterSpec(rank=rank, alpha=alpha, targets=targets, unembed=flags.unembed, init_seed=seed)
         slots.append(_slot(f"r{rank}", weights, lr, many=len(rates) > 1, seed=seed))
-    full_rates = _numbers("full_lr", flags.full_lr, float)
+    full_rates = numbers("full_lr", flags.full_lr, float)
     for lr in (full_rates or (None,)) if flags.full else ():
         support = flags.support or "all"
         full = FullSpec(support=support, targets=targets, unembed=flags.unembed, rounding_seed=seed)
@@ -95,7 +95,7 @@ def ranks_of(flags: SlotFlags) -> tuple[int, ...]:
     >>> ranks_of(SlotFlags(rank="1,8"))
     (1, 8)
     """
-    return _numbers("rank", flags.rank, int)
+    return numbers("rank", flags.rank, int)
 
 
 def given(flags: object) -> dict[str, Any]:
@@ -196,7 +196,7 @@ def _train(base: TrainSpec, flags: TrainFlags) -> TrainSpec:
     if "warmup" in values:
         schedule = replace(schedule, warmup=values.pop("warmup"))
     if "also_eval" in values:
-        values["also_eval"] = _items("also_eval", values["also_eval"])
+        values["also_eval"] = items("also_eval", values["also_eval"])
     return replace(base, schedule=schedule, **values)
 
 
@@ -225,29 +225,39 @@ def bytes_of(text: str) -> int:
     return round(number * (1024 if match[3] else 1000) ** (1 + "kmgt".index(match[2])))
 
 
-def _items(field: str, text: str | None) -> tuple[str, ...]:
+def items(field: str, text: str | None) -> tuple[str, ...]:
+    """The items of a list such as `1,8,64`; none where the flag was not given.
+
+    Raises:
+        SpecError: an item is empty.
+    """
     if text is None:
         return ()
-    items = tuple(item.strip() for item in text.split(","))
-    if not all(items):
+    parts = tuple(part.strip() for part in text.split(","))
+    if not all(parts):
         raise SpecError(f"{flag_name(field)}: {text!r} has an empty item; separate the items by single commas")
-    return items
+    return parts
 
 
-def _numbers(field: str, text: str | None, kind: Callable[[str], Number]) -> tuple[Number, ...]:
-    numbers: list[Number] = []
-    for item in _items(field, text):
+def numbers(field: str, text: str | None, kind: Callable[[str], Number]) -> tuple[Number, ...]:
+    """The numbers of a list such as `1,8,64`.
+
+    Raises:
+        SpecError: an item is no number of that kind.
+    """
+    found: list[Number] = []
+    for item in items(field, text):
         try:
-            numbers.append(kind(item))
+            found.append(kind(item))
         except ValueError as error:
             wanted = "whole numbers such as 1,8,64" if kind is int else "numbers such as 1e-4,3e-4"
             raise SpecError(f"{flag_name(field)}: {item!r} is no number of the kind wanted; give {wanted}") from error
-    return tuple(numbers)
+    return tuple(found)
 
 
 def _columns(text: str) -> tuple[tuple[str, str], ...]:
     pairs: list[tuple[str, str]] = []
-    for item in _items("columns", text):
+    for item in items("columns", text):
         role, equals, column = item.partition("=")
         if not (equals and role and column):
             raise SpecError(f"--columns: {item!r} is no role=column; write question=problem,answer=solution")

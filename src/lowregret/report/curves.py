@@ -81,13 +81,21 @@ def slot_styles(plan: ResolvedPlan) -> dict[str, Style]:
     for slot in slots:
         rank = rank_of(slot)
         siblings = [other.name for other in slots if rank_of(other) == rank]
-        dash = _DASHES[siblings.index(slot.name) % len(_DASHES)]
-        if rank is None:
-            styles[slot.name] = Style(light=_FULL_LIGHT, dark=_FULL_DARK, dash=dash)
-        else:
-            place = ranks.index(rank) / max(1, len(ranks) - 1)
-            styles[slot.name] = Style(light=_ramp(place, _LIGHT_PAGE), dark=_ramp(place, _DARK_PAGE), dash=dash)
+        place = siblings.index(slot.name)
+        styles[slot.name] = full_style(place) if rank is None else rank_style(ranks.index(rank), len(ranks), place)
     return styles
+
+
+def full_style(sibling: int = 0) -> Style:
+    """Full fine-tuning; siblings differ by dash."""
+    return Style(light=_FULL_LIGHT, dark=_FULL_DARK, dash=_DASHES[sibling % len(_DASHES)])
+
+
+def rank_style(position: int, num_ranks: int, sibling: int = 0) -> Style:
+    """The rank at a position of the sorted ranks; siblings of one rank differ by dash."""
+    place = position / max(1, num_ranks - 1)
+    dash = _DASHES[sibling % len(_DASHES)]
+    return Style(light=_ramp(place, _LIGHT_PAGE), dark=_ramp(place, _DARK_PAGE), dash=dash)
 
 
 def held_out_curves(evals: Sequence[EvalRow], plan: ResolvedPlan) -> dict[str, tuple[Curve, ...]]:

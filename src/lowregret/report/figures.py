@@ -40,7 +40,7 @@ STEP_LABEL = "optimizer steps (log scale)"
 _MOST_LABELS = 8
 """Lines that are labelled at their ends; more would overlap, and the legend serves."""
 
-_STYLE: dict[Any, Any] = {
+FIGURE_STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
     "axes.spines.top": False,
@@ -56,7 +56,7 @@ _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
 }
 _GREY = "#6b6b6b"
-_LINESTYLES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
+LINESTYLES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
 
 
 def write_figures(run: RunDirectory) -> tuple[Path, ...]:
@@ -72,7 +72,7 @@ def write_figures(run: RunDirectory) -> tuple[Path, ...]:
     written: list[Path] = []
     for name, figure in figures.items():
         if figure is not None:
-            written.extend(_save(figure, run.figures / name))
+            written.extend(save_figure(figure, run.figures / name))
     return tuple(written)
 
 
@@ -93,7 +93,7 @@ def draw_training_loss(metrics: Sequence[MetricRow], plan: ResolvedPlan) -> Figu
     curves = training_curves(metrics, plan)
     if not curves:
         return None
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(FIGURE_STYLE):
         figure = Figure(figsize=(6.2, 3.9), layout="constrained")
         axes = figure.subplots()
         _draw_curves(axes, curves, slot_styles(plan))
@@ -110,7 +110,7 @@ def draw_learning_rates(findings: Sequence[SlotFinding], plan: ResolvedPlan) -> 
     if not curves:
         return None
     styles = slot_styles(plan)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(FIGURE_STYLE):
         figure = Figure(figsize=(6.2, 3.9), layout="constrained")
         axes = figure.subplots()
         axes.set_xscale("log")
@@ -155,7 +155,7 @@ def _draw_panels(curves: dict[str, tuple[Curve, ...]], evals: Sequence[EvalRow],
     if not curves:
         return None
     styles = slot_styles(plan)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(FIGURE_STYLE):
         figure = Figure(figsize=(1.2 + 4.1 * len(curves), 4.1), layout="constrained")
         same = set(curves) <= {"validation", "test"}
         panels = figure.subplots(1, len(curves), sharey=same, squeeze=False)[0]
@@ -190,7 +190,7 @@ def _draw_curves(axes: Axes, curves: Sequence[Curve], styles: dict[str, Style]) 
             [log_step(step) for step in curve.steps],
             curve.values,
             color=style.light,
-            linestyle=_LINESTYLES[style.dash],
+            linestyle=LINESTYLES[style.dash],
             marker="o" if curve.split != "train" and len(curve.steps) <= 30 else None,
             markersize=3.5,
             label=curve.slot,
@@ -234,10 +234,10 @@ def _label_ends(axes: Axes, curves: Sequence[Curve], styles: dict[str, Style]) -
         )
 
 
-def _save(figure: Figure, stem: Path) -> tuple[Path, Path]:
+def save_figure(figure: Figure, stem: Path) -> tuple[Path, Path]:
     FigureCanvasAgg(figure)
     png, svg = stem.with_suffix(".png"), stem.with_suffix(".svg")
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(FIGURE_STYLE):
         figure.savefig(png, dpi=200)
         figure.savefig(svg, metadata={"Date": None})
     return png, svg

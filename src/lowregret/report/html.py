@@ -6,6 +6,7 @@ it follows the reader's light or dark setting; it can be written at any moment o
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -42,15 +43,20 @@ def render(run: RunDirectory) -> str:
         sections.provenance(environment),
         sections.commands(run, verdict, to_toml(run.spec)),
     )
-    title = escape(f"{run.spec.model.source} on {run.spec.data.source}")
+    title = f"{run.spec.model.source} on {run.spec.data.source}"
+    return page(title=title, parts=parts, data=data, script="report.js")
+
+
+def page(*, title: str, parts: Iterable[str], data: object, script: str) -> str:
+    """One self-contained document: the parts, their chart data, plotly.js, and a script of `assets/` that draws."""
     return (
         "<!doctype html>\n<html lang=en><head><meta charset=utf-8>"
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         '<meta name=viewport content="width=device-width, initial-scale=1">'
         '<meta name=color-scheme content="light dark">'
-        f"<title>{title}</title><style>{_asset('report.css')}</style></head><body><main>{''.join(parts)}</main>"
+        f"<title>{escape(title)}</title><style>{_asset('report.css')}</style></head><body><main>{''.join(parts)}</main>"
         f"<script type=application/json id=chart-data>{script_json(data)}</script>"
-        f"<script>{get_plotlyjs()}</script><script>{_asset('report.js')}</script></body></html>\n"
+        f"<script>{get_plotlyjs()}</script><script>{_asset(script)}</script></body></html>\n"
     )
 
 

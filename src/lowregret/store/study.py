@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -50,7 +50,7 @@ class CellRecord:
 
     def untimed(self) -> CellRecord:
         """The record without its timing, for comparing two studies."""
-        return CellRecord(**{**asdict(self), "seconds": 0.0})
+        return replace(self, seconds=0.0)
 
 
 class StudyDirectory:
@@ -110,6 +110,11 @@ class StudyDirectory:
     def spec(self) -> StudySpec:
         """What was asked."""
         return read_toml(StudySpec, self.path / STUDY)
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """What the study was started on, as written."""
+        return json.loads((self.path / ENVIRONMENT).read_text())
 
     @property
     def plan(self) -> StudyPlan:

@@ -2,7 +2,8 @@
 
 Coarse to fine: three rates half a decade apart around the start; further out while the minimum lies on the edge; then
 a quarter of a decade around the minimum until it has two neighbours on either side; then more around the vertex until
-the interval on log LR* is as narrow as asked. `dominated` says which cells under way need not be finished.
+the interval on log LR* is as narrow as asked, as far as rates can make it. `dominated` says which cells under way need
+not be finished.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 from lowregret.specs import Arm, GridSpec
 from lowregret.studies.best_rate import fit_error, grid_edge, log_best_rates
 from lowregret.studies.outcome import Outcome
-from lowregret.studies.students_t import spread, t_interval
+from lowregret.studies.students_t import Floats, quantile, t_interval
 from lowregret.studies.surface import Refused, Surface, surfaces
 
 PAPER_RANKS = tuple(2**k for k in range(10))
@@ -25,9 +26,6 @@ SAME = 0.25
 """Rates nearer than this share of the grid's spacing, in log LR, count as one."""
 NEIGHBOURS = 2
 """On either side of the minimum (science.md, section 4)."""
-OWN_SPREAD = 0.5
-"""Where the fit's error is a smaller share of the spread of ln LR* over seeds, three quarters of the variance are the
-seeds' own, and more rates are not worth their cells."""
 
 EARLIEST_SHARE = 1 / 3
 """Of the run, before which no cell is called dominated: low rates start slowly."""
@@ -142,20 +140,19 @@ def _neighbours(surface: Surface, grid: GridSpec) -> tuple[float, ...]:
 
 
 def _refined(surface: Surface, grid: GridSpec) -> GridStep:
-    """More rates around the vertex, unless its interval is narrow enough."""
+    """More rates around the vertex, until the noise of the fit alone would give an interval as narrow as asked.
+
+    The interval itself does not decide: stopping where it happens to be narrow would make it cover too rarely. The
+    scatter about the fits is independent of where the vertices lie. What width is left is the seeds' own.
+    """
     log_factor = math.log(grid.factor)
     try:
         logs = log_best_rates(surface)
-        centre, reason = float(logs.mean()), "the interval on log LR* is wider than asked"
+        centre, reason = float(logs.mean()), "the noise of the fit leaves log LR* wider than asked"
         if len(logs) < 2:
             return GridStep(rates=(), reason="the minimum is found; one seed gives no interval")
-        low, high = t_interval(logs)
-        if (high - low) / 2 <= grid.width:
-            return GridStep(rates=(), reason=f"LR* is {math.exp(centre):.3g}, to {math.exp((high - low) / 2):.2f}x")
-        if fit_error(surface) < OWN_SPREAD * spread(logs):
-            return GridStep(
-                rates=(), reason="LR* differs from seed to seed: more seeds would narrow it, not more rates"
-            )
+        if quantile(0.975, len(logs) - 1) * fit_error(surface) / math.sqrt(len(logs)) <= grid.width:
+            return GridStep(rates=(), reason=_located_text(logs, grid))
     except Refused as refused:
         centre, reason = math.log(_best(surface)), refused.reason
     # Between the outer neighbours first: a rate far from the vertex says more about it, and the fit's window has these.
@@ -169,6 +166,13 @@ def _refined(surface: Surface, grid: GridSpec) -> GridStep:
     if not free:
         return GridStep(rates=(), reason=f"{reason}, and more rates would not narrow it")
     return GridStep(rates=_rounded(free[:2]), reason=reason)
+
+
+def _located_text(logs: Floats, grid: GridSpec) -> str:
+    low, high = t_interval(logs)
+    half = (high - low) / 2
+    own = "" if half <= grid.width else "; seeds differ by more than the fit's noise: more seeds, not more rates"
+    return f"LR* is {math.exp(float(logs.mean())):.3g}, to {math.exp(half):.2f}x{own}"
 
 
 def learned_start(start: float, located: Mapping[float, float]) -> float:

@@ -99,26 +99,25 @@ class _Builder:
         weights = AdapterSpec(rank=rank, alpha=alpha, targets=targets)
         matrices = select(self.shape, targets, unembed=False)
         params = sum(matrix.adapter_params(rank) for matrix in matrices)
-        arm = Arm(
-            method="lora",
-            rank=rank,
-            alpha=alpha,
-            targets=targets,
-            params=params,
-            variant=variant,
-            **self._common(train),
-        )
+        arm = replace(self._arm(params, train, variant), method="lora", rank=rank, alpha=alpha, targets=targets)
         return self._template(arm, weights, train)
 
     def full(self, *, train: TrainSpec | None = None, variant: str = "") -> ArmTemplate:
         """The arm of full fine-tuning."""
         weights = FullSpec(support=self.question.support)
         params = full_params(self.shape, weights)
-        return self._template(Arm(method="full", params=params, variant=variant, **self._common(train)), weights, train)
+        return self._template(self._arm(params, train, variant), weights, train)
 
-    def _common(self, train: TrainSpec | None) -> dict[str, int]:
+    def _arm(self, params: int, train: TrainSpec | None, variant: str) -> Arm:
         train = train or self.question.train
-        return {"batch_size": train.batch_size, "steps": train.steps or 0, "width": self.shape.hidden_size}
+        return Arm(
+            method="full",
+            params=params,
+            batch_size=train.batch_size,
+            steps=train.steps or 0,
+            width=self.shape.hidden_size,
+            variant=variant,
+        )
 
     def _template(self, arm: Arm, weights: AdapterSpec | FullSpec, train: TrainSpec | None) -> ArmTemplate:
         run = RunSpec(
