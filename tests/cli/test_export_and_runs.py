@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,35 @@ def test_full_fine_tuning_is_written_as_a_model(finished: Path, tmp_path: Path, 
     assert run(["export", str(finished), "--slot", "full", "--dtype", "fp32", "--out", str(out)]) == 0
     assert "model of slot full written" in capsys.readouterr().out
     assert (out / "model.safetensors").is_file()
+
+
+def test_without_its_data_a_merge_says_what_it_did_not_measure(
+    settings: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    own = tmp_path / "own.jsonl"
+    given = Path(settings[settings.index("--data") + 1])
+    own.write_text(given.read_text())
+    flags = [str(own) if item == str(given) else item for item in settings]
+    assert run(["sft", *flags, "--rank", "4", "--lr", "3e-3", "--out", str(tmp_path / "run")]) == 0
+    own.unlink()
+    capsys.readouterr()
+    assert run(["export", str(tmp_path / "run"), "--merge", "--out", str(tmp_path / "model"), "--json"]) == 0
+    printed = capsys.readouterr()
+    assert "share_of_loss_drop" not in json.loads(printed.out)
+    assert "the surviving share of the loss drop is not measured: data file" in printed.err
+
+
+def test_another_model_than_the_run_s_is_refused(
+    settings: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    copy = tmp_path / "model"
+    shutil.copytree(settings[settings.index("--model") + 1], copy)
+    flags = [str(copy) if item == settings[settings.index("--model") + 1] else item for item in settings]
+    assert run(["sft", *flags, "--rank", "4", "--lr", "3e-3", "--out", str(tmp_path / "run")]) == 0
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.5}))
+    assert run(["export", str(tmp_path / "run"), "--out", str(tmp_path / "adapter")]) == 2
+    assert "has changed since it began" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def test_rewards_bring_fewer_bits_than_completions(settings: tuple[str, ...], ca
     assert run(["plan", *settings, *rewards]) == 0
     plan = json.loads(capsys.readouterr().out)
     samples = 3 * 4 * 8
-    assert (plan["data_samples"], plan["data_bits"], plan["suggested_rank"]) == (samples, samples, 1)
+    assert (plan["data_units"], plan["data_bits"], plan["suggested_rank"]) == (samples, samples, 1)
     assert plan["capacity_status"] == "OK"
     assert run(["plan", *settings, *rewards, "--pass-rate", "1"]) == 0
     assert json.loads(capsys.readouterr().out)["data_bits"] == 0
@@ -139,3 +139,75 @@ def test_planning_loads_no_torch(settings: tuple[str, ...]):
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads(done.stdout)["steps"] == 3
+
+
+def test_a_plan_is_made_for_a_device_that_is_not_here(settings: tuple[str, ...], capsys: pytest.CaptureFixture[str]):
+    here = [item for item in settings if item not in ("--device", "cpu")]
+    assert run(["plan", *here, "--rank", "4", "--device", "cuda:7", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["device"] == "cuda:7"
+    assert "no cuda:7 here: planned for one with 80 GiB; --memory and --dtype say otherwise" in printed.err
+
+
+def test_few_tokens_are_a_plan_too(model_folder: Path, capsys: pytest.CaptureFixture[str]):
+    assert run(["plan", "--model", str(model_folder), "--tokens", "100", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["steps"] == 1
+
+
+def test_full_weights_alone_come_with_the_adapter_that_would_do(
+    settings: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+):
+    assert run(["plan", *settings, "--full", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert [slot["name"] for slot in plan["slots"]] == ["full"]
+    assert plan["adapter_params"] > 0
+    assert plan["capacity_status"] in ("OK", "TIGHT")
+    assert plan["learning_rate"] > plan["full_learning_rate"]
+
+
+def test_what_a_parameter_holds_is_an_option(settings: tuple[str, ...], capsys: pytest.CaptureFixture[str]):
+    bits: dict[str, float] = {}
+    for constant in ("2", "0.5"):
+        assert run(["plan", *settings, "--rank", "4", "--bits-per-parameter", constant, "--json"]) == 0
+        bits[constant] = json.loads(capsys.readouterr().out)["capacity_bits"]
+    assert bits["2"] == 4 * bits["0.5"]
+
+
+def test_the_bits_of_generated_facts_are_known(settings: tuple[str, ...], capsys: pytest.CaptureFixture[str]):
+    facts = ["--data" if item == "--data" else item for item in settings]
+    facts[facts.index("--data") + 1] = "facts"
+    unlimited = [item for item in facts if item not in ("--steps", "3")]
+    assert run(["plan", *unlimited, "--limit", "500", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    # Five attributes of 35 bits in all; 500 rows less the held-out 4 and 8.
+    assert plan["data_bits"] == pytest.approx((500 - 12) * 7.0, rel=0.01)
+    assert plan["data_unit"] == "facts"
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--group", "0", "--task", "rl"], "group: 0 completions a prompt give no advantage"),
+        (["--reward-bins", "0", "--task", "rl"], "reward_bins: 0 distinct rewards"),
+        (["--tflops", "nan"], "--tflops: nan must be positive"),
+        (["--bits-per-parameter", "0"], "--bits-per-parameter: 0 must be positive"),
+    ],
+)
+def test_a_number_that_means_nothing_is_refused(
+    settings: tuple[str, ...], flags: list[str], said: str, capsys: pytest.CaptureFixture[str]
+):
+    assert run(["plan", *settings, "--rank", "4", *flags]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_plan_overwrites_nothing_and_a_file_keeps_its_task(
+    settings: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    file = tmp_path / "plan.toml"
+    assert run(["plan", *settings, "--rank", "4", "--out", str(file)]) == 0
+    assert run(["plan", *settings, "--rank", "4", "--out", str(file)]) == 2
+    assert "plan.toml exists; name another file" in capsys.readouterr().err
+    assert run(["plan", str(file), "--task", "rl"]) == 2
+    assert "--task:" in capsys.readouterr().err
+    assert run(["plan", *settings, "--rank", "4", "--out", str(tmp_path / "none" / "plan.toml")]) == 2
+    assert "none" in capsys.readouterr().err

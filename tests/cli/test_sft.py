@@ -104,6 +104,25 @@ def test_resuming_a_finished_run_says_so(finished: Path, capsys: pytest.CaptureF
     assert losses(finished) == before
 
 
+def test_resuming_a_finished_run_draws_a_report_that_is_missing(settings: tuple[str, ...], tmp_path: Path):
+    out = tmp_path / "run"
+    assert run(["sft", *settings, "--rank", "1", "--out", str(out)]) == 0
+    (out / "report.html").unlink()
+    assert run(["sft", "--resume", str(out)]) == 0
+    assert (out / "report.html").stat().st_size > 100_000
+
+
+def test_a_spec_that_was_edited_by_hand_is_refused_on_resume(
+    settings: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    out = tmp_path / "run"
+    assert run(["sft", *settings, "--rank", "1", "--out", str(out)]) == 0
+    spec = out / "spec.toml"
+    spec.write_text(spec.read_text().replace("steps = 3", "steps = 30"))
+    assert run(["sft", "--resume", str(out)]) == 2
+    assert "spec.toml: was changed since the run began" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
@@ -148,6 +167,9 @@ BAD_INPUT = [
         "slots.r1.weights.targets: 'nope'",
     ),
     (["--model", "{model}", "--data", "{data}", "--rank", "1", "--test-size", "5000"], "test"),
+    (["--model", "{model}", "--data", "{data}", "--limit", "-3"], "data.limit: -3 must be at least 1"),
+    (["--model", "{model}", "--data", "{data}", "--batch-size", "0"], "train.batch_size: 0 must be at least 1"),
+    (["--model", "{model}", "--data", "{data}", "--also-eval", "none.jsonl"], "data file none.jsonl does not exist"),
     (["--model", "{model}", "--data", "{data}", "--rank", "1", "--columns", "question=q"], "q"),
     (["--model", "{model}", "--data", "{data}", "--rank", "1", "--device", "tpu"], "hardware.device: 'tpu'"),
     (["missing.toml"], "missing.toml: can't be read"),

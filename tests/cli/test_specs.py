@@ -130,6 +130,10 @@ STANDING = replace(
 )
 def test_flags_that_repeat_the_spec_pass(command: Sft):
     refuse_changes(STANDING, command, where="run.toml", remedy="leave it out")
+    # The same flags beside a spec that differs in one value are refused: passing above says something.
+    other = replace(STANDING, train=replace(STANDING.train, steps=21))
+    with pytest.raises(SpecError, match=r"train\.steps"):
+        refuse_changes(other, replace(command, train=TrainFlags(steps=20)), where="run.toml", remedy="leave it out")
 
 
 @pytest.mark.parametrize(

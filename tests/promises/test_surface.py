@@ -70,6 +70,7 @@ OPTIONS = {
 --reward-bins N
 --pass-rate X
 --measure
+--bits-per-parameter X
 --tflops X
 --emit {trl,peft,axolotl,llamafactory,unsloth,torchtune}
 --out PLAN.toml

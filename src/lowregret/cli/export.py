@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from lowregret.cli.flags import Export
-from lowregret.cli.prepare import Notify, notify_on, silence_transformers, tokenize
+from lowregret.cli.prepare import Notify, notify_on, require_same, silence_transformers, tokenize
+from lowregret.data.examples import ExampleStore
 from lowregret.data.tokenizer import TextTokenizer
-from lowregret.errors import ExportError, SpecError
+from lowregret.errors import CheckpointError, DataError, ExportError, SpecError
 from lowregret.models.locate import ModelFolder, locate_model
 from lowregret.specs import AdapterSpec, SlotSpec
 from lowregret.store import RunDirectory
@@ -30,6 +31,7 @@ def export(command: Export) -> int:
     _require_trained(run, slot)
     silence_transformers()
     model = locate_model(run.spec.model, notify=notify)
+    require_same(run, model=model)
     if command.merge or not isinstance(slot.weights, AdapterSpec):
         result = _write_model(command, run, slot, model, notify)
     else:
@@ -90,14 +92,14 @@ def _write_model(
 
     dtype, rounding = command.dtype or "bf16", command.rounding or "stochastic"
     if isinstance(slot.weights, AdapterSpec):
-        held_out = tokenize(run.spec.data, TextTokenizer.from_folder(model.path), notify).test
+        held_out = _held_out(run, model, notify)
         written = export_merged(
             read_adapter(run.adapter_folder(slot.name)),
             command.out,
             model=model,
             dtype=dtype,
             rounding=rounding,
-            examples=examples_of(held_out),
+            examples=[] if held_out is None else examples_of(held_out),
             tokens_per_microbatch=run.plan.tokens_per_microbatch,
             notify=notify,
         )
@@ -105,6 +107,17 @@ def _write_model(
         masters = read_masters(_last_checkpoint(run, notify), slot.name)
         written = export_full(masters, command.out, model=model, dtype=dtype, rounding=rounding)
     return {"kind": "model", "slot": slot.name, "dtype": dtype, **_shares(written)}
+
+
+def _held_out(run: RunDirectory, model: ModelFolder, notify: Notify) -> ExampleStore | None:
+    """The test split that the surviving share is measured on; None where the data is not here any more."""
+    try:
+        data = tokenize(run.spec.data, TextTokenizer.from_folder(model.path), notify)
+        require_same(run, model=model, data=data)
+    except (DataError, CheckpointError) as error:
+        notify(f"the surviving share of the loss drop is not measured: {error}")
+        return None
+    return data.test
 
 
 def _last_checkpoint(run: RunDirectory, notify: Notify) -> Path:

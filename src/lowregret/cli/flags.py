@@ -198,6 +198,8 @@ class Plan:
     """RL: share of right answers before training, which tightens the bits in the rewards."""
     measure: Switch = False
     """Load the weights and measure the bits in the data: the base model's own loss on a sample. Times it too."""
+    bits_per_parameter: Real = None
+    """What one adapter parameter is taken to hold (2; 0.5 to 2 have been measured)."""
     tflops: Real = None
     """Speed of the device in 10^12 operations a second, a multiply-add being two: predicts the run's time."""
     emit: Annotated[Literal["trl", "peft", "axolotl", "llamafactory", "unsloth", "torchtune"] | None, QUIET] = None

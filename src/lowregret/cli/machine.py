@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +19,8 @@ BF16_FLAGS = {"amx_bf16", "avx512_bf16"}
 """CPU features that multiply bf16 in hardware."""
 FIRST_FAST_CUDA = (8, 0)
 """Compute capability from which on tensor cores take bf16 (Ampere)."""
+ASSUMED_CUDA_MEMORY = 80 << 30
+"""Of a device that a plan is made for and that is not here: the data-centre cards of the day (A100, H100)."""
 _FALLBACK_MEMORY = 8 << 30
 _NO_LIMIT = 1 << 60
 
@@ -43,6 +47,26 @@ def device_facts(device: str) -> DeviceFacts:
     return DeviceFacts(kind="cpu", memory_bytes=_free_memory(), bf16_fast=_cpu_has_bf16(), threads=num_threads())
 
 
+def planned_facts(device: str, notify: Callable[[str], None]) -> DeviceFacts:
+    """The facts of a device that a plan is made for; one that is not here is assumed, and said to be.
+
+    Raises:
+        SpecError: the device is not known.
+    """
+    try:
+        return device_facts(device)
+    except SpecError:
+        kind = device.partition(":")[0]
+        if kind == "cuda":
+            memory, bf16_fast = ASSUMED_CUDA_MEMORY, True
+        elif kind == "mps":
+            memory, bf16_fast = _free_memory(), False
+        else:
+            raise
+    notify(f"no {device} here: planned for one with {memory >> 30} GiB; --memory and --dtype say otherwise")
+    return DeviceFacts(kind=kind, memory_bytes=memory, bf16_fast=bf16_fast, threads=num_threads())
+
+
 def confirm_device(device: str, facts: DeviceFacts) -> DeviceFacts:
     """The facts as torch sees them. Loads torch.
 
@@ -53,6 +77,8 @@ def confirm_device(device: str, facts: DeviceFacts) -> DeviceFacts:
 
     if facts.kind == "cuda":
         if not torch.cuda.is_available():
+            if device == "auto":
+                return device_facts("cpu")
             raise SpecError(f"--device {device}: this torch can't use it; install a CUDA build or use --device cpu")
         name = device if device.startswith("cuda") else "cuda"
         free, _ = torch.cuda.mem_get_info(torch.device(name))
@@ -74,7 +100,7 @@ def num_threads() -> int:
 def _cuda(device: str) -> DeviceFacts | None:
     """The facts of an NVIDIA device by its driver's tool; None where there is none that torch could use."""
     if metadata.version("torch").endswith("+cpu"):
-        return None
+        return None  # other builds without CUDA are found out by `confirm_device`
     index = device.partition(":")[2] or "0"
     query = ["nvidia-smi", f"--id={index}", "--query-gpu=memory.free,compute_cap", "--format=csv,noheader,nounits"]
     try:
@@ -83,11 +109,13 @@ def _cuda(device: str) -> DeviceFacts | None:
         return None
     if done.returncode != 0:
         return None
-    megabytes, capability = (part.strip() for part in done.stdout.strip().split(","))
-    major, minor = (int(part) for part in capability.split("."))
+    found = re.fullmatch(r"(\d+), (\d+)\.(\d+)", done.stdout.strip())
+    if found is None:
+        return None  # a card that shares its memory with the processor reports none
+    megabytes, major, minor = (int(part) for part in found.groups())
     return DeviceFacts(
         kind="cuda",
-        memory_bytes=int(megabytes) << 20,
+        memory_bytes=megabytes << 20,
         bf16_fast=(major, minor) >= FIRST_FAST_CUDA,
         threads=num_threads(),
     )

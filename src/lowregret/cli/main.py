@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import traceback
 from collections.abc import Sequence
@@ -58,9 +59,22 @@ def run(arguments: Sequence[str]) -> int:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        # The rooms name what they were doing; what is left is a disk or a permission that failed elsewhere.
+        if command.debug:
+            traceback.print_exc()
+        print(f"error: {_disk_error(error)}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
-        print("interrupted before training began; nothing was lost", file=sys.stderr)
+        print("interrupted; what is written stays, and a run goes on with --resume", file=sys.stderr)
         return 130
+
+
+def _disk_error(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    remedy = {errno.ENOSPC: "free some disk", errno.EDQUOT: "free some disk", errno.EACCES: "check the permissions"}
+    hint = remedy.get(error.errno or 0, "check the path; --debug shows where")
+    return f"{where}{error.strerror or error}; {hint}"
 
 
 def main() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from dataclasses import dataclass, replace
 
 from rich.console import Console
 
 from lowregret.cli.flags import Plan
-from lowregret.cli.machine import confirm_device, device_facts
+from lowregret.cli.machine import confirm_device, device_facts, planned_facts
 from lowregret.cli.prepare import (
     Notify,
     notify_on,
@@ -21,6 +22,7 @@ from lowregret.cli.prepare import (
 )
 from lowregret.cli.specs import flag_name
 from lowregret.cli.tables import print_plan
+from lowregret.data.generated import fact_bits
 from lowregret.data.load import TokenizedData
 from lowregret.data.tokenizer import TextTokenizer
 from lowregret.errors import SpecError
@@ -28,7 +30,13 @@ from lowregret.models.locate import ModelFolder, locate_model
 from lowregret.planner.describe import plan_mapping
 from lowregret.planner.emit import emit
 from lowregret.planner.flops import flops
-from lowregret.planner.information import GROUP, completion_information, measured_information, reward_information
+from lowregret.planner.information import (
+    GROUP,
+    completion_information,
+    known_information,
+    measured_information,
+    reward_information,
+)
 from lowregret.planner.recommend import stated_facts
 from lowregret.planner.resolve import USUAL_MICROBATCH, dtype_of, resolve
 from lowregret.planner.shapes import read_shape
@@ -38,6 +46,8 @@ from lowregret.specs.codec import to_toml
 from lowregret.specs.shape import ModelShape
 from lowregret.store.atomic import write_text
 
+FACTS = "facts"
+"""The generated set whose bits are known."""
 OPERATIONS_A_MAC = 2
 """A multiply-add counts as two in a device's TFLOP/s."""
 
@@ -54,17 +64,20 @@ def plan(command: Plan) -> int:
         data = tokenize(request.spec.data, TextTokenizer.from_folder(model.path), notify)
     facts = _stated(command.tokens, request.spec) if data is None else data.facts
     shape = read_shape(model.path)
-    machine = device_facts(request.spec.hardware.device)
+    device = request.spec.hardware.device
+    machine = device_facts(device) if command.measure else planned_facts(device, notify)
     learned = _learned(command, request.spec, facts, model, data, shape, machine, notify)
-    spec, reasons = with_slots(request, command, shape, facts, machine, learned.information)
+    information = learned.information
+    if command.bits_per_parameter is not None:
+        information = replace(information, bits_per_parameter=command.bits_per_parameter)
+    spec, reasons = with_slots(request, command, shape, facts, machine, information)
     # A plan is often made for another machine, so what does not fit here is a warning, no refusal.
-    resolved = resolve(
-        spec, shape=shape, facts=facts, hardware=machine, information=learned.information, must_fit=False
-    )
+    resolved = resolve(spec, shape=shape, facts=facts, hardware=machine, information=information, must_fit=False)
     resolved = with_reasons(resolved, reasons)
     if command.out is not None:
         write_text(command.out, to_toml(resolved))
-        notify(f"wrote {command.out}; run it with: lowregret {spec.task} {command.out}")
+        runs = f"; run it with: lowregret {spec.task} {command.out}" if command.tokens is None else ""
+        notify(f"wrote {command.out}{runs}")
     _print(command, resolved, shape, learned.macs_per_second, machine)
     return 0
 
@@ -78,7 +91,11 @@ class _Learned:
 
 
 def _refuse_idle(command: Plan) -> None:
-    """Refuse what nothing would use."""
+    """Refuse what nothing would use, and what would be lost."""
+    if command.spec is not None and command.task is not None:
+        raise SpecError(f"--task: {command.spec} says what the task is; leave the flag out or change the file")
+    if command.out is not None and command.out.exists():
+        raise SpecError(f"--out: {command.out} exists; name another file, or remove it")
     if command.task != "rl":
         for field in ("group", "reward_bins", "pass_rate"):
             if getattr(command, field) is not None:
@@ -89,8 +106,12 @@ def _refuse_idle(command: Plan) -> None:
         raise SpecError("--measure: needs the data itself; give --data instead of --tokens")
     if command.measure and command.tflops is not None:
         raise SpecError("--tflops: --measure times this machine; leave one of them out")
-    if command.tflops is not None and command.tflops <= 0:
+    if command.tflops is not None and not 0 < command.tflops < math.inf:
         raise SpecError(f"--tflops: {command.tflops:g} must be positive; give the device's speed")
+    if command.bits_per_parameter is not None and not 0 < command.bits_per_parameter < math.inf:
+        raise SpecError(f"--bits-per-parameter: {command.bits_per_parameter:g} must be positive; 2 is the default")
+    if command.measure and command.data.data == FACTS:
+        raise SpecError("--measure: the bits of facts are known exactly; leave it out")
     if command.emit is not None and command.json:
         raise SpecError("--emit: prints a configuration, not JSON; leave --json out")
 
@@ -117,11 +138,14 @@ def _learned(
         information = reward_information(
             spec,
             facts,
-            group=command.group or GROUP,
-            reward_bins=command.reward_bins or 2,
+            group=GROUP if command.group is None else command.group,
+            reward_bins=2 if command.reward_bins is None else command.reward_bins,
             pass_rate=command.pass_rate,
         )
         return _Learned(information=information, macs_per_second=speed)
+    if spec.data.source == FACTS and data is not None:
+        bits = fact_bits(facts.num_examples)
+        return _Learned(information=known_information(spec, facts, bits=bits, unit=FACTS), macs_per_second=speed)
     if not command.measure:
         return _Learned(information=completion_information(spec, facts), macs_per_second=speed)
     assert data is not None

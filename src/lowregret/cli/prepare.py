@@ -14,7 +14,8 @@ from lowregret.cli.flags import Plan, Sft
 from lowregret.cli.specs import ranks_of, refuse_changes, slots_of, spec_of
 from lowregret.data.load import TokenizedData, load_data
 from lowregret.data.tokenizer import TextTokenizer
-from lowregret.errors import SpecError
+from lowregret.errors import CheckpointError, SpecError
+from lowregret.models.locate import ModelFolder
 from lowregret.planner.fits import memory_rank
 from lowregret.planner.information import information_of
 from lowregret.planner.rank import suggest_rank
@@ -22,6 +23,7 @@ from lowregret.planner.validate import validate_spec
 from lowregret.specs import DataFacts, DataSpec, Derived, DeviceFacts, Information, ResolvedPlan, RunSpec
 from lowregret.specs.codec import read_table, read_toml
 from lowregret.specs.shape import ModelShape
+from lowregret.store import RunDirectory
 
 Notify = Callable[[str], None]
 
@@ -50,9 +52,12 @@ def request_of(command: Sft | Plan) -> Request:
     """
     if command.spec is None:
         spec = spec_of(command)
-        if spec.slots:
-            validate_spec(spec)
-        return Request(spec=spec, suggest=not spec.slots)
+        if not spec.slots:
+            # The suggested rank will be sound; all else is judged before anything is read.
+            validate_spec(replace(spec, slots=slots_of(command.slots, (1,))))
+            return Request(spec=spec, suggest=True)
+        validate_spec(spec)
+        return Request(spec=spec, suggest=False)
     spec = read_spec(command.spec)
     if isinstance(command, Sft) and command.track is not None:
         # Tracking is no part of what a run computes, so this flag may add to a file.
@@ -100,6 +105,21 @@ def tokenize(spec: DataSpec, tokenizer: TextTokenizer, notify: Notify) -> Tokeni
     return load_data(spec, tokenizer, progress=progress)
 
 
+def require_same(run: RunDirectory, *, model: ModelFolder, data: TokenizedData | None = None) -> None:
+    """Check that a run's model and data are still what they were when it began.
+
+    Raises:
+        CheckpointError: one has changed.
+    """
+    recorded = run.data_report or {}
+    found = {"model": (run.spec.model.source, model.content_hash)}
+    if data is not None:
+        found["data"] = (run.spec.data.source, data.content_hash)
+    for what, (source, digest) in found.items():
+        if recorded.get(f"{what}_hash", digest) != digest:
+            raise CheckpointError(f"{run.path}: the {what} {source} has changed since it began; start a new run")
+
+
 def with_slots(
     request: Request,
     command: Sft | Plan,
@@ -128,6 +148,7 @@ def with_slots(
         targets=targets,
         unembed=unembed,
         bits=information.bits,
+        bits_per_parameter=information.bits_per_parameter,
         memory_rank=most,
     )
     spec = replace(request.spec, slots=slots_of(command.slots, (suggestion.rank,)))

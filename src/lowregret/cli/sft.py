@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from lowregret.cli.prepare import (
     Request,
     notify_on,
     request_of,
+    require_same,
     run_name,
     silence_transformers,
     tokenize,
@@ -32,7 +33,8 @@ from lowregret.cli.prepare import (
 )
 from lowregret.cli.specs import refuse_changes
 from lowregret.cli.tables import print_plan, print_result
-from lowregret.cli.trackers import open_tracker
+from lowregret.cli.trackers import open_tracker, require_tracker
+from lowregret.data.examples import ExampleStore
 from lowregret.data.load import TokenizedData, load_eval_data
 from lowregret.data.tokenizer import TextTokenizer
 from lowregret.errors import CheckpointError
@@ -52,29 +54,42 @@ def sft(command: Sft) -> int:
     console = Console(stderr=True)
     notify = notify_on(console)
     if command.resume is None:
-        run, model, data = _start(command, request_of(command), notify, console)
+        run, materials = _start(command, request_of(command), notify, console)
     else:
         run = _reopen(command, command.resume)
         if run.finished:
             notify(f"{run.path} is finished; nothing to do")
+            if not run.report_path.is_file():
+                with run:
+                    run.acquire()
+                    _draw(run)
             return _report(command, run)
-        model, data = _materials(run, notify)
+        materials = _found_again(run, notify)
     with run:
         run.acquire()
-        if not _train(run, model, data, console):
+        if not _train(run, materials, console):
             notify(f"go on with: lowregret sft --resume {run.path}")
             return 130
         _draw(run)
     return _report(command, run)
 
 
-def _start(
-    command: Sft, request: Request, notify: Notify, console: Console
-) -> tuple[RunDirectory, ModelFolder, TokenizedData]:
+@dataclass(frozen=True, kw_only=True)
+class _Materials:
+    """What a run is made of, found before it is started."""
+
+    model: ModelFolder
+    data: TokenizedData
+    further: dict[str, ExampleStore]
+    """Data sets that are only evaluated on, by name."""
+
+
+def _start(command: Sft, request: Request, notify: Notify, console: Console) -> tuple[RunDirectory, _Materials]:
     """A new run directory with its plan, and what the run trains on."""
     facts = device_facts(request.spec.hardware.device)
-    model = locate_model(request.spec.model, notify=notify)
-    data = tokenize(request.spec.data, TextTokenizer.from_folder(model.path), notify)
+    require_tracker(request.spec)
+    found = _find(request.spec, notify)
+    model, data = found.model, found.data
     shape = read_shape(model.path)
     spec, reasons = with_slots(request, command, shape, data.facts, facts)
     facts = confirm_device(spec.hardware.device, facts)
@@ -85,7 +100,18 @@ def _start(
     run = RunDirectory.create(out, spec=spec, plan=plan, environment=environment)
     run.write_data_report(_data_report(data, model))
     notify(f"run directory: {run.path}")
-    return run, model, data
+    return run, found
+
+
+def _find(spec: RunSpec, notify: Notify) -> _Materials:
+    """Model and data, in tokens."""
+    model = locate_model(spec.model, notify=notify)
+    tokenizer = TextTokenizer.from_folder(model.path)
+    return _Materials(
+        model=model,
+        data=tokenize(spec.data, tokenizer, notify),
+        further={source: load_eval_data(source, spec.data, tokenizer) for source in spec.train.also_eval},
+    )
 
 
 def _default_out(command: Sft, spec: RunSpec) -> Path:
@@ -97,6 +123,8 @@ def _reopen(command: Sft, folder: Path) -> RunDirectory:
     """The run to go on with, if the command asks for nothing else than its spec."""
     run = RunDirectory.open(folder)
     remedy = "a resumed run keeps its spec; leave it out, or start a new run"
+    if run.spec_changed:
+        raise CheckpointError(f"{folder / 'spec.toml'}: was changed since the run began; undo that, or start a new run")
     if command.out is not None:
         raise CheckpointError(f"--out: a resumed run stays in {folder}; leave it out")
     if command.spec is not None and request_of(replace(command, resume=None)).spec != run.spec:
@@ -105,20 +133,12 @@ def _reopen(command: Sft, folder: Path) -> RunDirectory:
     return run
 
 
-def _materials(run: RunDirectory, notify: Notify) -> tuple[ModelFolder, TokenizedData]:
+def _found_again(run: RunDirectory, notify: Notify) -> _Materials:
     """Model and data of a run that goes on, if they are still what they were."""
-    spec = run.spec
-    model = locate_model(spec.model, notify=notify)
-    data = tokenize(spec.data, TextTokenizer.from_folder(model.path), notify)
-    recorded = run.data_report or {}
-    for what, source, found in (
-        ("model", spec.model.source, model.content_hash),
-        ("data", spec.data.source, data.content_hash),
-    ):
-        if recorded.get(f"{what}_hash", found) != found:
-            raise CheckpointError(f"{run.path}: the {what} {source} has changed since it began; start a new run")
-    confirm_device(spec.hardware.device, device_facts(run.plan.device))
-    return model, data
+    found = _find(run.spec, notify)
+    require_same(run, model=found.model, data=found.data)
+    confirm_device(run.spec.hardware.device, device_facts(run.plan.device))
+    return found
 
 
 def _data_report(data: TokenizedData, model: ModelFolder) -> dict[str, Any]:
@@ -126,11 +146,9 @@ def _data_report(data: TokenizedData, model: ModelFolder) -> dict[str, Any]:
     return {**asdict(data.report), "model_hash": model.content_hash, "data_hash": data.content_hash}
 
 
-def _train(run: RunDirectory, model: ModelFolder, data: TokenizedData, console: Console) -> bool:
+def _train(run: RunDirectory, materials: _Materials, console: Console) -> bool:
     """Train to the last step; False where the run was asked to stop and has its checkpoint."""
     spec = run.spec
-    tokenizer = TextTokenizer.from_folder(model.path)
-    further = {source: load_eval_data(source, spec.data, tokenizer) for source in spec.train.also_eval}
     from lowregret.training.sft import Interrupted, train
 
     silence_transformers()
@@ -142,7 +160,7 @@ def _train(run: RunDirectory, model: ModelFolder, data: TokenizedData, console: 
         listener = Fan(listeners)
         listener.on_plan(run.plan)
         try:
-            train(run, model=model, data=data, listener=listener, also_eval=further)
+            train(run, model=materials.model, data=materials.data, listener=listener, also_eval=materials.further)
         except Interrupted as stop:
             listener.on_message(str(stop))
             return False
@@ -187,4 +205,5 @@ def result_of(run: RunDirectory) -> dict[str, Any]:
 
 
 def _improved(slot: dict[str, Any]) -> bool:
-    return not slot["diverged"] and slot["final_nll"]["test"] <= slot["initial_nll"]["test"] - MIN_DROP
+    before, after = slot["initial_nll"]["test"], slot["final_nll"].get("test")
+    return None not in (before, after) and after <= before - MIN_DROP

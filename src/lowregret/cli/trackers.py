@@ -75,16 +75,29 @@ class Tracker:
             self._on_failure(f"tracking stopped: {error}; the run directory still gets everything")
 
 
+def require_tracker(spec: RunSpec) -> None:
+    """Check that the tracker that the spec names, if any, can be opened; nothing is opened.
+
+    Raises:
+        SpecError: it is not known, or its package is not installed.
+    """
+    name = spec.tracking.tracker
+    if name is None:
+        return
+    if name not in _OPENERS:
+        raise SpecError(f"tracking.tracker: {name!r} is not known; give one of {', '.join(_OPENERS)}")
+    _package(name)
+
+
 def open_tracker(spec: RunSpec, run: Path, on_failure: Callable[[str], None]) -> Tracker:
     """Open the tracker that the spec names.
 
     Raises:
         SpecError: it is not known, or its package is not installed.
     """
-    name = spec.tracking.tracker or ""
-    if name not in _OPENERS:
-        raise SpecError(f"tracking.tracker: {name!r} is not known; give one of {', '.join(_OPENERS)}")
-    return Tracker(_OPENERS[name](spec, run), on_failure)
+    require_tracker(spec)
+    assert spec.tracking.tracker is not None
+    return Tracker(_OPENERS[spec.tracking.tracker](spec, run), on_failure)
 
 
 def _trackio(spec: RunSpec, run: Path) -> Sink:
@@ -123,4 +136,4 @@ def _package(name: str) -> ModuleType:
     try:
         return import_module(name)
     except ImportError as error:
-        raise SpecError(f"--track {name}: its package is not installed; pip install 'lowregret[track]'") from error
+        raise SpecError(f"--track {name}: its package is not installed; pip install '.[track]'") from error

@@ -6,7 +6,7 @@ Everything is computed from the plan and the shape; nothing here decides.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lowregret.planner.capacity import COMPLETION_TOKENS, Capacity, adapter_params_by_kind
@@ -19,6 +19,8 @@ from lowregret.planner.rank import suggest_rank
 from lowregret.planner.resolve import slot_rate
 from lowregret.planner.targets import select
 from lowregret.specs.adapter import AdapterSpec
+from lowregret.specs.data import DataFacts
+from lowregret.specs.optim import OptimSpec
 from lowregret.specs.plan import Information, ResolvedPlan
 from lowregret.specs.run import SlotSpec
 from lowregret.specs.shape import MatrixShape, ModelShape
@@ -43,7 +45,8 @@ class Table:
 def plan_mapping(
     plan: ResolvedPlan, shape: ModelShape, *, macs_per_second: float | None = None, memory_bytes: int | None = None
 ) -> dict[str, Any]:
-    """What `lowregret plan --json` prints. Keys at the top are those of the first adapter, `slots` has all.
+    """What `lowregret plan --json` prints. Keys at the top are those of the first adapter, or of the
+    suggested one where only full weights train; `slots` has all.
 
     Args:
         plan: result of `resolve`.
@@ -54,7 +57,8 @@ def plan_mapping(
     fits = None if memory_bytes is None else what_fits(plan, shape, memory_bytes=memory_bytes)
     slots = [_slot_mapping(slot, plan, shape) for slot in plan.spec.slots]
     first = next((slot for slot in plan.spec.slots if isinstance(slot.weights, AdapterSpec)), None)
-    top = _adapter_mapping(first, plan, shape) if first is not None else {}
+    first = first or _suggested(plan, shape)
+    top = _adapter_mapping(first, plan, shape)
     tokens, completion = run_tokens(plan.facts, steps=plan.steps, batch_size=plan.spec.train.batch_size)
     macs = sum(_slot_macs(slot, plan, shape) for slot in plan.spec.slots)
     return {
@@ -147,6 +151,7 @@ def _adapter_mapping(slot: SlotSpec, plan: ResolvedPlan, shape: ModelShape) -> d
         targets=weights.targets,
         unembed=weights.unembed,
         bits=capacity.data_bits,
+        bits_per_parameter=_bits_per_parameter(plan),
     )
     cost = flops(shape, method="lora", adapted=matrices, rank=weights.rank, mean_length=plan.facts.mean_length)
     return {
@@ -154,11 +159,11 @@ def _adapter_mapping(slot: SlotSpec, plan: ResolvedPlan, shape: ModelShape) -> d
         "adapter_params_by_kind": adapter_params_by_kind(matrices, weights.rank),
         "expert_convention": _expert_convention(weights, matrices),
         "capacity_bits": capacity.bits,
-        **_information_mapping(plan.information),
+        **_information_mapping(plan.information, plan.facts),
         "capacity_status": capacity.status,
         "capacity_reason": capacity.reason,
         "capacity_rules": {
-            "2 bits a parameter: smallest rank": capacity.smallest_rank,
+            f"{_bits_per_parameter(plan):g} bits a parameter: smallest rank": capacity.smallest_rank,
             "a parameter for every completion token: smallest rank": capacity.strict_rank,
         },
         "suggested_rank": suggestion.rank,
@@ -173,11 +178,13 @@ def _adapter_mapping(slot: SlotSpec, plan: ResolvedPlan, shape: ModelShape) -> d
     }
 
 
-def _information_mapping(information: Information | None) -> dict[str, object]:
+def _information_mapping(information: Information | None, facts: DataFacts) -> dict[str, object]:
     assert information is not None  # filled in by `resolve`
     interval = information.interval
     return {
-        "data_tokens" if information.unit == COMPLETION_TOKENS else "data_samples": information.units,
+        "data_tokens": information.units if information.unit == COMPLETION_TOKENS else facts.num_completion_tokens,
+        "data_units": information.units,
+        "data_unit": information.unit,
         "data_bits": information.bits,
         "data_bits_interval": None if interval is None else [end * information.units for end in interval],
         "data_bits_reason": information.reason,
@@ -208,8 +215,28 @@ def _capacity(weights: AdapterSpec, matrices: tuple[MatrixShape, ...], plan: Res
     return judge_information(matrices, weights.rank, plan.information)
 
 
-def _break_even(first: SlotSpec | None, shape: ModelShape) -> float:
-    weights = first.weights if first is not None else AdapterSpec(rank=1)
+def _suggested(plan: ResolvedPlan, shape: ModelShape) -> SlotSpec:
+    """The adapter that would do in place of the full weights."""
+    information = plan.information
+    assert information is not None  # filled in by `resolve`
+    rank = suggest_rank(
+        shape,
+        plan.facts,
+        task=plan.spec.task,
+        bits=information.bits,
+        bits_per_parameter=information.bits_per_parameter,
+    ).rank
+    slot = SlotSpec(name="suggested", weights=AdapterSpec(rank=rank), optim=OptimSpec())
+    return replace(slot, optim=OptimSpec(lr=slot_rate(slot, plan.spec, shape, plan.steps).value))
+
+
+def _bits_per_parameter(plan: ResolvedPlan) -> float:
+    assert plan.information is not None  # filled in by `resolve`
+    return plan.information.bits_per_parameter
+
+
+def _break_even(first: SlotSpec, shape: ModelShape) -> float:
+    weights = first.weights
     assert isinstance(weights, AdapterSpec)
     return break_even_rank(shape, select(shape, weights.targets, unembed=weights.unembed))
 

@@ -47,6 +47,22 @@ def measured_information(
     )
 
 
+def known_information(spec: RunSpec, facts: DataFacts, *, bits: float, unit: str) -> Information:
+    """Generated data whose information content is known exactly.
+
+    Args:
+        bits: of all training examples.
+        unit: what an example is called.
+    """
+    seen = _share_seen(spec, facts)
+    return Information(
+        units=round(facts.num_examples * seen),
+        unit=unit,
+        bits_per_unit=bits / max(1, facts.num_examples),
+        reason="known exactly: the values are drawn uniformly and independently",
+    )
+
+
 def reward_information(
     spec: RunSpec, facts: DataFacts, *, group: int = GROUP, reward_bins: int = 2, pass_rate: float | None = None
 ) -> Information:
@@ -88,6 +104,7 @@ def judge_information(matrices: Sequence[MatrixShape], rank: int, information: I
         rank=rank,
         tokens=information.units,
         bits_per_token=information.bits_per_unit,
+        bits_per_parameter=information.bits_per_parameter,
         unit=information.unit,
     )
 
@@ -99,9 +116,11 @@ def information_of(spec: RunSpec, facts: DataFacts) -> Information:
 
 def tokens_seen_once(spec: RunSpec, facts: DataFacts) -> int:
     """Completion tokens that a run sees for the first time: repeats bring no new bits."""
+    return round(facts.num_completion_tokens * _share_seen(spec, facts))
+
+
+def _share_seen(spec: RunSpec, facts: DataFacts) -> float:
     steps = spec.train.steps
     if steps is None:
-        share = min(1.0, spec.train.epochs)
-    else:
-        share = min(1.0, steps * spec.train.batch_size / max(1, facts.num_examples))
-    return round(facts.num_completion_tokens * share)
+        return min(1.0, spec.train.epochs)
+    return min(1.0, steps * spec.train.batch_size / max(1, facts.num_examples))

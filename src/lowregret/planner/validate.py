@@ -74,7 +74,7 @@ def validate_against_data(spec: RunSpec, facts: DataFacts) -> None:
         raise DataError(f"data.source: {spec.data.source!r} has no training examples; check filters and max_length")
     if facts.num_completion_tokens < 1:
         raise DataError(f"data.source: {spec.data.source!r} has no completion tokens; check format and columns")
-    if spec.train.batch_size > facts.num_examples:
+    if spec.train.batch_size > facts.num_examples and not facts.approximate:
         raise SpecError(
             f"train.batch_size: {spec.train.batch_size} is more than the {facts.num_examples} training examples; "
             "lower it"

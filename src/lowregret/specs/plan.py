@@ -41,6 +41,8 @@ class Information:
     """95 % interval of `bits_per_unit` where it was measured."""
     reason: str
     """Where the bits per unit come from."""
+    bits_per_parameter: float = 2.0
+    """What one adapter parameter is taken to hold, on the other side of the balance (science.md, section 2)."""
 
     @property
     def bits(self) -> float:

@@ -7,6 +7,7 @@ back to a checkpoint on resume); whatever is read was written whole. The first w
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from lowregret.store.logs import Log
 from lowregret.store.rows import EvalRow, MetricRow, SampleRow
 
 SPEC, PLAN, ENVIRONMENT = "spec.toml", "plan.toml", "environment.json"
+SPEC_DIGEST = "spec.sha256"
 SUMMARY, DATA_REPORT, LOCK = "summary.json", "data.json", ".lock"
 
 
@@ -61,8 +63,10 @@ class RunDirectory:
             json.dumps(to_dict(environment), indent=1, ensure_ascii=False) + "\n",
         )
         write_text(folder / PLAN, to_toml(plan))
+        text = to_toml(spec)
+        write_text(folder / SPEC_DIGEST, _digest(text) + "\n")
         # The spec comes last: a folder without it is no run yet, and a creation that was killed can be repeated.
-        write_text(folder / SPEC, to_toml(spec))
+        write_text(folder / SPEC, text)
         return run
 
     @classmethod
@@ -101,6 +105,12 @@ class RunDirectory:
     def spec(self) -> RunSpec:
         """The spec that reproduces the run."""
         return read_toml(RunSpec, self.path / SPEC)
+
+    @property
+    def spec_changed(self) -> bool:
+        """Whether `spec.toml` says something else than when the run was made."""
+        digest = self.path / SPEC_DIGEST
+        return digest.is_file() and digest.read_text().strip() != _digest(to_toml(self.spec))
 
     @property
     def plan(self) -> ResolvedPlan:
@@ -174,7 +184,7 @@ class RunDirectory:
         self._lock.acquire()
         write_text(
             self.path / SUMMARY,
-            json.dumps(dict(summary), indent=1, ensure_ascii=False) + "\n",
+            json.dumps(dict(summary), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
         )
 
     @property
@@ -227,7 +237,7 @@ def _refuse_occupied(folder: Path) -> None:
             f"or go on with that run: lowregret sft --resume {folder}"
         )
     names = sorted(path.name for path in folder.iterdir())
-    own = {ENVIRONMENT, PLAN, LOCK} if LOCK in names else set[str]()
+    own = {ENVIRONMENT, PLAN, SPEC_DIGEST, LOCK} if LOCK in names else set[str]()
     others = [name for name in names if name not in own and not _is_temporary(name)]
     if others:
         shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
@@ -235,7 +245,11 @@ def _refuse_occupied(folder: Path) -> None:
 
 
 def _is_temporary(name: str) -> bool:
-    return any(name.startswith(f".{own}.tmp-") for own in (SPEC, PLAN, ENVIRONMENT))
+    return any(name.startswith(f".{own}.tmp-") for own in (SPEC, SPEC_DIGEST, PLAN, ENVIRONMENT))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -70,7 +70,9 @@ class StudyDirectory:
         folder = Path(path)
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            if any(child.name != LOCK for child in folder.iterdir()):
+            # The spec comes last: a folder without it, with its lock, is a creation that was cut short.
+            names = {child.name for child in folder.iterdir() if not child.name.startswith(".")}
+            if names and (names - {ENVIRONMENT, PLAN} or not (folder / LOCK).exists()):
                 raise CheckpointError(f"{folder}: is not empty; give a new folder, or go on with --resume {folder}")
             study = cls(folder)
             study._lock.acquire()

@@ -134,8 +134,8 @@ def tuned_test_losses(surface: Surface) -> Floats:
     neighbours; each seed's test loss there is read from the cubic through these and the next lower rate (from the
     parabola where there is none). Taking the best point itself would favour the arm whose grid happens to hit its
     minimum, by up to curvature x (spacing/2)^2 / 2 (0.0015 nats at a quarter of a decade: a third of the parity
-    margin), and the arm with more points; a parabola alone leaves a bias that is seen where noise is below 0.0003 nats. Where
-    the next higher rate diverged, the best point itself.
+    margin), and the arm with more points; a parabola alone leaves a bias that is seen where noise is below 0.0003 nats.
+    Where the next higher rate diverged, the best point itself.
 
     Raises:
         Refused: the minimum lies on the grid's edge.

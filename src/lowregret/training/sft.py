@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -264,7 +265,16 @@ def summary_of(result: RunResult) -> dict[str, object]:
         "tokens": result.tokens,
         "peak_memory_bytes": result.peak_memory_bytes,
         "slots": {
-            name: {"initial_nll": slot.initial, "final_nll": slot.final, "diverged": slot.diverged}
+            name: {
+                "initial_nll": _plain(slot.initial),
+                "final_nll": _plain(slot.final),
+                "diverged": slot.diverged,
+            }
             for name, slot in result.slots.items()
         },
     }
+
+
+def _plain(losses: Mapping[str, float]) -> dict[str, float | None]:
+    """JSON has no NaN: a loss that is no number is null."""
+    return {split: nll if math.isfinite(nll) else None for split, nll in losses.items()}
