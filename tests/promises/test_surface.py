@@ -92,6 +92,10 @@ OPTIONS = {
 --json
 --debug
 """,
+    "diagnose": """
+--json
+--debug
+""",
 }
 
 

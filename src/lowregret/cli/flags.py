@@ -256,4 +256,19 @@ class Runs:
     """Show the traceback of an error."""
 
 
-Command = Sft | Plan | Export | Runs
+@dataclass(frozen=True, kw_only=True)
+class Diagnose:
+    """Find the common failures in a run or a study from its logs, and name the remedy of each.
+
+    lowregret diagnose runs/mine
+    """
+
+    folder: Positional[Annotated[Path, arg(metavar="RUN|STUDY")]]
+    """A run directory, or a study directory."""
+    json: Switch = False
+    """Print what was found as one JSON object."""
+    debug: Switch = False
+    """Show the traceback of an error."""
+
+
+Command = Sft | Plan | Export | Runs | Diagnose

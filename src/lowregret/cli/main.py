@@ -11,14 +11,15 @@ from typing import Annotated, cast
 import tyro
 from tyro.conf import subcommand
 
-from lowregret.cli.flags import Command, Export, Plan, Runs, Sft
+from lowregret.cli.flags import Command, Diagnose, Export, Plan, Runs, Sft
 from lowregret.errors import LowregretError
 
 DESCRIPTION = """\
 lowregret answers one question with evidence: will LoRA match full fine-tuning on this model and this data, and with
 which settings? `plan` computes what a run would do, without loading weights. `sft` trains adapters of many ranks and
 learning rates in one pass over one frozen base, measures the loss on held-out data as it goes, and leaves a run
-directory with the adapters, their curves and a report. `export` writes an adapter for PEFT, or merges it.
+directory with the adapters, their curves and a report. `diagnose` finds what went wrong in
+one. `export` writes an adapter for PEFT, or merges it.
 
 Start here:
 
@@ -34,6 +35,7 @@ _COMMANDS = (
     | Annotated[Plan, subcommand("plan")]
     | Annotated[Export, subcommand("export")]
     | Annotated[Runs, subcommand("runs")]
+    | Annotated[Diagnose, subcommand("diagnose")]
 )
 
 
@@ -100,3 +102,7 @@ def _dispatch(command: Command) -> int:
             from lowregret.cli.runs import runs
 
             return runs(command)
+        case Diagnose():
+            from lowregret.cli.diagnose import diagnose
+
+            return diagnose(command)

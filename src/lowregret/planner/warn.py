@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from lowregret.planner.flops import break_even_rank
 from lowregret.planner.information import judge_information
@@ -11,7 +11,7 @@ from lowregret.specs.adapter import AdapterSpec, FullSpec
 from lowregret.specs.data import DataFacts
 from lowregret.specs.plan import Information
 from lowregret.specs.run import RunSpec, SlotSpec
-from lowregret.specs.shape import ModelShape
+from lowregret.specs.shape import MatrixShape, ModelShape
 
 FEW_STEPS = 50
 """Below this the Adam moments hardly warm up and a wrong learning rate costs most."""
@@ -27,6 +27,25 @@ def warnings_of(spec: RunSpec, *, shape: ModelShape, facts: DataFacts, informati
         *_of_alphas(spec),
         *(w for slot in spec.slots for w in _of_slot(slot, shape, information)),
     )
+
+
+def alpha_is_tied(adapters: Sequence[AdapterSpec]) -> bool:
+    """Alpha proportional to rank over several adapters, or equal to it (or twice it) in each.
+
+    >>> alpha_is_tied([AdapterSpec(rank=8, alpha=16.0), AdapterSpec(rank=64, alpha=128.0)])
+    True
+    >>> alpha_is_tied([AdapterSpec(rank=8), AdapterSpec(rank=64)])
+    False
+    """
+    scalings = {adapter.scaling for adapter in adapters}
+    ranks = {adapter.rank for adapter in adapters}
+    usual = all(adapter.scaling in (1.0, 2.0) and adapter.alpha != 32.0 for adapter in adapters)
+    return bool(adapters) and (usual or (len(ranks) > 1 and len(scalings) == 1))
+
+
+def is_attention_only(matrices: Iterable[MatrixShape]) -> bool:
+    """Whether an adapter on these matrices leaves every MLP alone."""
+    return {matrix.kind for matrix in matrices} <= {"attention", "unembed"}
 
 
 def _of_run(spec: RunSpec, shape: ModelShape, facts: DataFacts) -> Iterator[str]:
@@ -47,13 +66,7 @@ def _of_run(spec: RunSpec, shape: ModelShape, facts: DataFacts) -> Iterator[str]
 
 
 def _of_alphas(spec: RunSpec) -> Iterator[str]:
-    """Alpha proportional to rank over several slots, or equal to it (or twice it) in one."""
-    adapters = [slot.weights for slot in spec.slots if isinstance(slot.weights, AdapterSpec)]
-    scalings = {adapter.scaling for adapter in adapters}
-    ranks = {adapter.rank for adapter in adapters}
-    tied = len(ranks) > 1 and len(scalings) == 1
-    usual = all(adapter.scaling in (1.0, 2.0) and adapter.alpha != 32.0 for adapter in adapters) and adapters
-    if tied or usual:
+    if alpha_is_tied([slot.weights for slot in spec.slots if isinstance(slot.weights, AdapterSpec)]):
         yield (
             "alpha is tied to the rank: the best learning rate then falls with rank (r^-0.4 to r^-0.5); "
             "alpha = 32 at every rank keeps it nearly the same"
@@ -66,8 +79,7 @@ def _of_slot(slot: SlotSpec, shape: ModelShape, information: Information) -> Ite
             yield f"slot {slot.name}: FullFT below 300M parameters is touchy about its learning rate; sweep it"
         return
     matrices = select(shape, slot.weights.targets, unembed=slot.weights.unembed)
-    kinds = {matrix.kind for matrix in matrices}
-    if kinds <= {"attention", "unembed"}:
+    if is_attention_only(matrices):
         yield f"slot {slot.name}: attention-only adapters are clearly worse at equal parameters; use all or mlp"
     if slot.optim.lr is not None and slot.optim.lr > 1e-2:
         yield f"slot {slot.name}: a learning rate of {slot.optim.lr:g} is beyond any that worked at alpha 32"
