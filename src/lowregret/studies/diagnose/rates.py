@@ -84,9 +84,9 @@ def rose(view: RunView) -> Iterator[Symptom]:
         curve, training = view.held_out(slot.name), view.training(slot.name)
         if slot.name in view.retired or len(curve) < 2 or not training:
             continue
-        quarter = max(1.0, training[-1][0] / 4)
-        early, late = median_over(training, 0, quarter), median_over(training, training[-1][0] - quarter, 1e18)
-        assert early is not None
+        # The first training loss was taken before any step; one at a bad rate is up after the first.
+        last = training[-1][0]
+        early, late = training[0][1], median_over(training, last - max(1.0, last / 4), last)
         assert late is not None
         (start, first), (step, least), final = curve[0], lowest(curve), curve[-1][1]
         damaged = final > first + MARGIN and late >= early - MARGIN

@@ -41,7 +41,7 @@ def diagnose_study(study: StudyDirectory) -> Diagnosis:
     for number, question in enumerate(study.spec.questions):
         least = round(Margins.of(question.margins).least_seeds)
         for surface in surfaces(outcomes_of(study, number)).values():
-            found += _of_arm(surface, least, f"{question.protocol}, {surface.arm.label}")
+            found += _of_arm(surface, least, f"{question.protocol}: {surface.arm.label}")
     banks = _banks(study)
     return Diagnosis(
         symptoms=ordered([*found, *(symptom for bank in banks for symptom in bank.symptoms)]),
@@ -88,7 +88,7 @@ def _of_arm(surface: Surface, least: int, where: str) -> Iterator[Symptom]:
             severity="warning",
             seen=f"{len(surface.seeds)} seeds at every rate; a verdict needs {least}",
             why="without several seeds there is no interval, and no difference can be told from noise",
-            remedy=f"--seeds {least}",
+            remedy=f"a new study with --seeds {least}",
         )
     try:
         refuse_edge(surface)
