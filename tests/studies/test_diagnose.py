@@ -39,7 +39,7 @@ def test_a_run_that_has_logged_nothing_can_be_read(tmp_path: Path):
         view = view_of(run, shape=full_view.shape)
     diagnosis = diagnose_run(view)
     assert dict(diagnosis.unchecked)["overfitted"] == "no held-out loss after training"
-    assert {symptom.rule for symptom in diagnosis.symptoms} == {"few-steps"}
+    assert {symptom.rule for symptom in diagnosis.symptoms} == {"few-steps", "unfinished"}
 
 
 def test_serious_ones_come_first_and_equal_ones_are_one_line(tmp_path: Path):

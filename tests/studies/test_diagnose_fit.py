@@ -11,6 +11,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from lowregret.specs import DataFacts, DataSpec
+from lowregret.store import RunDirectory
+from lowregret.studies.diagnose import view_of
 from studies.runs import FACTS, falling, found, logged, lora, trained, write_rows
 
 MANY_BITS = DataFacts(num_examples=100_000, num_tokens=2 * 10**9, num_completion_tokens=10**9, longest=100)
@@ -83,6 +85,15 @@ def test_few_steps_and_large_batches_by_the_planner_s_thresholds(tmp_path: Path)
     usual = logged(tmp_path / "usual", [lora("r8")], lambda _, k: falling(k), steps=256)
     assert not found(usual, "few-steps")
     assert not found(usual, "large-batch")
+
+
+def test_a_run_that_was_stopped(tmp_path: Path):
+    whole = logged(tmp_path / "run", [lora("r8")], lambda _, k: falling(k))
+    assert not found(whole, "unfinished")
+    with RunDirectory.open(tmp_path / "run") as run:
+        run.truncate_logs(100)
+        (symptom,) = found(view_of(run), "unfinished")
+    assert symptom.seen == "its logs end at step 100 of 256"
 
 
 @pytest.mark.parametrize(("targets", "expected"), [(("attention",), 1), (("q_proj", "v_proj"), 1), (("all",), 0)])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
 from lowregret.planner.resolve import slot_rate
 from lowregret.specs import DataSpec
+from lowregret.store import RunDirectory
+from lowregret.studies.diagnose import view_of
 from studies.runs import SHAPE, falling, found, full, logged, lora, trained
 
 
@@ -23,6 +26,18 @@ def test_a_rate_of_several_that_diverges_is_no_lost_slot(model: Path, sums: Data
     (symptom,) = found(view, "diverged")
     assert (symptom.where, symptom.severity) == ("high", "warning")
     assert not found(trained(tmp_path / "calm", model=model, data=sums, slots=[lora("low", 4, 3e-3)]), "diverged")
+
+
+def test_a_slot_that_falls_silent_before_the_summary_was_retired(tmp_path: Path):
+    slots = [lora("gone", 4, 1e-2), lora("r8")]
+    logged(tmp_path / "run", slots, lambda _, step: falling(step), steps=64)
+    log = tmp_path / "run" / "metrics.jsonl"
+    rows = [line for line in log.read_text().splitlines() if '"gone"' not in line or json.loads(line)["step"] <= 30]
+    log.write_text("".join(line + "\n" for line in rows))
+    view = view_of(RunDirectory.open(tmp_path / "run"))
+    (symptom,) = found(view, "diverged")
+    assert (symptom.where, symptom.severity) == ("gone", "serious")
+    assert "retired at step 30 of 64" in symptom.seen
 
 
 def test_a_rate_that_damages_the_base_is_seen(model: Path, sums: DataSpec, tmp_path: Path):
@@ -70,6 +85,8 @@ def test_a_best_rate_between_others_is_no_edge(tmp_path: Path):
     detuned = {slot.name: 0.1 * abs(math.log((slot.optim.lr or 1) / 3e-4)) for slot in slots}
     view = logged(tmp_path / "run", slots, lambda slot, step: falling(step, by=0.5 - detuned[slot]))
     assert not found(view, "lr-on-the-edge")
+    two = logged(tmp_path / "two", slots[:2], lambda slot, step: falling(step, by=0.5 - detuned[slot]))
+    assert [symptom.severity for symptom in found(two, "lr-on-the-edge")] == ["note"]
     assert not found(logged(tmp_path / "one", slots[:1], lambda _, step: falling(step)), "lr-on-the-edge")
 
 

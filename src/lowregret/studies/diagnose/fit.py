@@ -88,6 +88,19 @@ def overfitted(view: RunView) -> Iterator[Symptom]:
         )
 
 
+def unfinished(view: RunView) -> Iterator[Symptom]:
+    """A run that has not come to its last step."""
+    if view.last_step < view.plan.steps and len(view.retired) < len(view.spec.slots):
+        yield Symptom(
+            rule="unfinished",
+            where="run",
+            severity="note",
+            seen=f"its logs end at step {view.last_step} of {view.plan.steps}",
+            why="what is found here is of the run so far",
+            remedy="lowregret sft --resume RUN, unless it is still running",
+        )
+
+
 def few_steps(view: RunView) -> Iterator[Symptom]:
     """Fewer steps than Adam and a learning rate need to settle."""
     if view.plan.steps >= FEW_STEPS:

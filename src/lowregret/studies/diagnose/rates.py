@@ -20,6 +20,8 @@ BELOW_OWN = 2.0
 """And it must lie this far below the planner's LoRA rate, which a large alpha lowers too."""
 SLOW = 0.3
 """Share of the drop in the last doubling of steps, from which a loss falls with steps and not with their logarithm."""
+LEAST_RATES = 3
+"""Of two rates one is always the edge: that alone is no failure."""
 LEAST_SPIKE = 0.25
 """Nats a token by which a training loss must jump to be called a spike."""
 LEAST_SPIKES = 2
@@ -72,8 +74,8 @@ def diverged(view: RunView) -> Iterator[Symptom]:
             rule="diverged",
             where=slot.name,
             severity="warning" if others else "serious",
-            seen=f"its loss was no number at step {step} of {view.plan.steps}, at lr {slot.optim.lr:.2g}",
-            why="its weights are lost; nothing can be said of this slot",
+            seen=f"it was retired at step {step} of {view.plan.steps}, at lr {slot.optim.lr:.2g}",
+            why="its loss or its weights were no longer finite; nothing can be said of this slot",
             remedy=_lower_rate(view, slot),
         )
 
@@ -153,7 +155,7 @@ def on_the_edge(view: RunView) -> Iterator[Symptom]:
         yield Symptom(
             rule="lr-on-the-edge",
             where=arm.label,
-            severity="warning",
+            severity="note" if surface.num_rates < LEAST_RATES else "warning",
             seen=f"the best of the learning rates {tried} is {best:.2g}, the {_side(edge)} one that trains",
             why="the best rate may lie beyond those that were tried, and comparisons at this one favour other slots",
             remedy=further,

@@ -72,6 +72,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(name="capacity-exhausted", looks_for="a rank that is full", lacks=_curves, find=fit.capacity_exhausted),
     Rule(name="overfitted", looks_for="validation rising, training falling", lacks=_curves, find=fit.overfitted),
+    Rule(name="unfinished", looks_for="steps that are missing", lacks=_nothing, find=fit.unfinished),
     Rule(name="few-steps", looks_for="too few steps", lacks=_nothing, find=fit.few_steps),
     Rule(name="large-batch", looks_for="a batch too large for LoRA", lacks=_nothing, find=fit.large_batch),
     Rule(name="attention-only", looks_for="adapters on attention only", lacks=_nothing, find=fit.attention_only),

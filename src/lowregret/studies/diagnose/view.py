@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -66,7 +66,7 @@ class RunView:
     evals: tuple[EvalRow, ...]
     data: DataCounts | None
     retired: frozenset[str]
-    """Slots that stopped because their loss was not finite."""
+    """Slots that stopped because their loss or weights were not finite."""
     shape: ModelShape | None
     """Of the base; None where the base is not at hand."""
     surviving: tuple[tuple[str, float], ...] = ()
@@ -136,12 +136,19 @@ def view_of(
         metrics=metrics,
         evals=run.read_evals(),
         data=DataCounts.of(run.data_report),
-        retired=frozenset(row.slot for row in metrics if not math.isfinite(row.loss)) | _retired(run.summary),
+        retired=_retired(metrics, run.summary),
         shape=shape,
         surviving=tuple((surviving or {}).items()),
     )
 
 
-def _retired(summary: Mapping[str, Any] | None) -> frozenset[str]:
+def _retired(metrics: Sequence[MetricRow], summary: Mapping[str, Any] | None) -> frozenset[str]:
+    """By the summary; before there is one, by a loss that is no number, or no line for the last two steps.
+
+    One step is too few: a kill between the lines of a step leaves it for some slots only.
+    """
     slots: Mapping[str, Mapping[str, Any]] = (summary or {}).get("slots", {})
-    return frozenset(name for name, slot in slots.items() if slot.get("diverged"))
+    last = {row.slot: row.step for row in metrics}
+    silent = {slot for slot, step in last.items() if step < max(last.values()) - 1}
+    lost = {row.slot for row in metrics if not math.isfinite(row.loss)}
+    return frozenset(silent | lost | {name for name, slot in slots.items() if slot.get("diverged")})
