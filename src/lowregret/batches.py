@@ -1,7 +1,7 @@
 """The tensor nouns that cross rooms.
 
-A packed batch is one long row of tokens without padding: documents stand one after another, those of one slot
-adjacent. Positions restart with each document; no attention and no label crosses a document boundary.
+A packed batch is one long row of tokens: documents stand one after another, those of one slot adjacent. Its only padding
+rounds up the rows of a slot, by less than one in sixteen. Positions restart with each document; no attention and no label crosses a document boundary.
 Suffixes: T packed tokens, N documents, L tokens of one document.
 """
 
@@ -36,7 +36,7 @@ class TokenizedExample:
 
 @dataclass(frozen=True, kw_only=True)
 class PackedBatch:
-    """Documents of one or more slots, packed without padding; one forward and backward holds it.
+    """Documents of one or more slots, packed; one forward and backward holds it.
 
     >>> batch = PackedBatch(tokens=torch.tensor([5, 6, 7]), positions=torch.tensor([0, 1, 2]),
     ...     targets=torch.tensor([6, 7, 0]), weights=torch.tensor([0., 1., 0.]),
@@ -57,6 +57,8 @@ class PackedBatch:
     """Length of each document, in order; they sum to T."""
     segment_slots: tuple[str, ...]
     """Slot of each document; documents of one slot are adjacent."""
+    padding: frozenset[int] = frozenset()
+    """Segments that hold no document but round up their slot's number of rows; no label, nobody attends to them."""
 
     @property
     def slots(self) -> tuple[str, ...]:
@@ -65,11 +67,19 @@ class PackedBatch:
 
     @property
     def slot_lengths(self) -> dict[str, int]:
-        """Tokens of each slot, in order."""
+        """Rows of each slot, in order; padding included."""
         lengths: dict[str, int] = {}
         for slot, length in zip(self.segment_slots, self.segment_lengths, strict=True):
             lengths[slot] = lengths.get(slot, 0) + length
         return lengths
+
+    @property
+    def num_real_tokens(self) -> dict[str, int]:
+        """Tokens of each slot's documents."""
+        tokens = dict.fromkeys(self.slots, 0)
+        for index, (slot, length) in enumerate(zip(self.segment_slots, self.segment_lengths, strict=True)):
+            tokens[slot] += 0 if index in self.padding else length
+        return tokens
 
     def to(self, device: torch.device) -> PackedBatch:
         """The same batch on another device."""
@@ -80,4 +90,5 @@ class PackedBatch:
             weights=self.weights.to(device),
             segment_lengths=self.segment_lengths,
             segment_slots=self.segment_slots,
+            padding=self.padding,
         )

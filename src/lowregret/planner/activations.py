@@ -18,7 +18,7 @@ PLAIN_BUFFERS = 4
 
 
 def activation_bytes(
-    shape: ModelShape, *, tokens: int, work: int, columns: Sequence[int], full: bool, checkpointing: bool
+    shape: ModelShape, *, tokens: int, work: int, columns: Sequence[int], full: bool, norms: bool, checkpointing: bool
 ) -> int:
     """Bytes that one micro-batch saves.
 
@@ -28,21 +28,22 @@ def activation_bytes(
         work: bytes of a working-format number.
         columns: adapter columns of each matrix of the shape; 0 where it is not adapted.
         full: whether the weights themselves train, so that every input is kept.
+        norms: whether the norms' weights train too, so that their outputs are kept.
         checkpointing: keep each layer's input, and everything of one layer while it is recomputed.
     """
-    layers = [_layer_bytes(shape, layer, work, columns, full) for layer in range(shape.num_layers)]
-    final = shape.hidden_size * (FP32_BYTES + (work if full else 0)) + 2 * FP32_BYTES
+    layers = [_layer_bytes(shape, layer, work, columns, full, norms) for layer in range(shape.num_layers)]
+    final = shape.hidden_size * (FP32_BYTES + (work if norms else 0)) + 2 * FP32_BYTES
     if checkpointing:
         return tokens * (shape.num_layers * shape.hidden_size * work + max(layers, default=0) + final)
     return tokens * (sum(layers) + final)
 
 
-def _layer_bytes(shape: ModelShape, layer: int, work: int, columns: Sequence[int], full: bool) -> int:
+def _layer_bytes(shape: ModelShape, layer: int, work: int, columns: Sequence[int], full: bool, norms: bool) -> int:
     """Norm inputs in fp32 (their outputs too where their weights train), attention, MLP, and inputs of what trains.
 
     The attention keeps queries, keys, values and its output; its probabilities are recomputed by the fused kernel.
     """
-    norms = shape.norm_channels * FP32_BYTES * (2 if full else 1)
+    in_norms = shape.norm_channels * FP32_BYTES * (2 if norms else 1)
     queries, keys = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
     elements = 2 * queries + 2 * keys
     # Log-sum-exp of each head, and the scale of each norm (a head's own too).
@@ -54,7 +55,7 @@ def _layer_bytes(shape: ModelShape, layer: int, work: int, columns: Sequence[int
         if kind == "attention" and len(block) == 2:
             # Values of a fused projection are a view: queries and keys before their rotation stay with them.
             elements += queries + keys
-    return norms + elements * work + statistics
+    return in_norms + elements * work + statistics
 
 
 def _block_elements(block: Sequence[tuple[MatrixShape, int]], full: bool) -> int:

@@ -31,6 +31,8 @@ COLUMN_MULTIPLE = 16
 LOGITS_BYTES = 64 << 20
 """fp32 bytes of one chunk of logits (`models/causal_lm.py`)."""
 MIN_LOGITS_ROWS = 32
+ROUNDING_SHARE, MOST_ROUNDING = 16, 128
+"""A slot's rows are rounded up by less than one in so many, and by at most so many (`data/packing.py`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,9 +95,9 @@ def memory(shape: ModelShape, question: MemoryQuestion, *, constants: Constants 
     columns = _columns(shape, adapters)
     held = _held(shape, question, adapters, fulls, columns)
     passing = {
-        "activations": _activation_bytes(shape, question, columns, bool(adapters), bool(fulls)),
+        "activations": _activation_bytes(shape, question, columns, bool(adapters), fulls),
         "logits": int(_logits_bytes(shape) * constants.logits_copies),
-        "workspace": _workspace_bytes(shape, question, columns, bool(fulls), constants),
+        "workspace": _workspace_bytes(shape, question, columns, fulls, constants),
     }
     parts = {name: int(size * constants.held) for name, size in held.items()}
     parts |= {name: int(size * constants.passing) for name, size in passing.items()}
@@ -210,22 +212,29 @@ def _sites(shape: ModelShape, columns: Sequence[int]) -> list[tuple[int, MatrixS
 
 
 def _activation_bytes(
-    shape: ModelShape, question: MemoryQuestion, columns: Sequence[int], adapters: bool, full: bool
+    shape: ModelShape, question: MemoryQuestion, columns: Sequence[int], adapters: bool, fulls: Sequence[FullSpec]
 ) -> int:
     """Of the larger lane: the bank, or a full fine-tuning."""
     none = [0] * len(shape.matrices)
-    lanes = ([(columns, False)] if adapters else []) + ([(none, True)] if full else [])
+    lanes = [(columns, False, False)] if adapters else []
+    lanes += [(none, True, spec.support == "all") for spec in fulls]
     return max(
         activation_bytes(
             shape,
-            tokens=question.tokens,
+            tokens=_rows(question),
             work=BYTES[question.dtype],
             columns=lane_columns,
-            full=lane_full,
+            full=full,
+            norms=norms,
             checkpointing=question.checkpointing,
         )
-        for lane_columns, lane_full in lanes
+        for lane_columns, full, norms in lanes
     )
+
+
+def _rows(question: MemoryQuestion) -> int:
+    """Rows of a micro-batch: its tokens, and what rounds up each slot's rows (`data/packing.py`)."""
+    return question.tokens + min(question.tokens // ROUNDING_SHARE, MOST_ROUNDING * len(question.slots))
 
 
 def _base_bytes(shape: ModelShape, question: MemoryQuestion) -> int:
@@ -243,15 +252,26 @@ def _logits_bytes(shape: ModelShape) -> int:
 
 
 def _workspace_bytes(
-    shape: ModelShape, question: MemoryQuestion, columns: Sequence[int], full: bool, constants: Constants
+    shape: ModelShape,
+    question: MemoryQuestion,
+    columns: Sequence[int],
+    fulls: Sequence[FullSpec],
+    constants: Constants,
 ) -> int:
     """Buffers that live for one operation: of the backward, of the head, and of the update of the largest weight."""
     work = BYTES[question.dtype]
     body = [(i, m) for i, m in enumerate(shape.matrices) if m.kind != "unembed"]
     widest = max(m.d_in + m.d_out + 2 * columns[i] for i, m in body)
-    backward = int(constants.transient_copies * question.tokens * widest * work)
-    hidden = 4 * question.tokens * shape.hidden_size * work
+    backward = int(constants.transient_copies * _rows(question) * widest * work)
+    hidden = 4 * _rows(question) * shape.hidden_size * work
     dequantised = max(m.d_in * m.d_out for _, m in body) * work if question.base == "nf4" else 0
     # The largest weight's gradient before it joins the accumulator; in bf16 also its random bits and rounded copy.
-    update = shape.embedding_params * (FP32_BYTES if question.dtype == "fp32" else work + 12) if full else 0
+    largest = max((_largest_trained(shape, spec) for spec in fulls), default=0)
+    update = largest * (FP32_BYTES if question.dtype == "fp32" else work + 12)
     return backward + hidden + dequantised + update
+
+
+def _largest_trained(shape: ModelShape, spec: FullSpec) -> int:
+    if spec.support == "all":
+        return shape.embedding_params
+    return max(m.num_weights // m.count for m in select(shape, spec.targets, unembed=spec.unembed))

@@ -102,7 +102,7 @@ def measure_base(
         low=float(low),
         high=float(high),
         num_examples=len(sample),
-        step_tokens=len(batch.tokens),
+        step_tokens=sum(batch.num_real_tokens.values()),
         step_completion_tokens=num_completion,
         step_seconds=seconds,
     )

@@ -9,6 +9,7 @@ from lowregret.adapters.routing import Routing
 from lowregret.batches import TokenizedExample
 from lowregret.data.packing import microbatches
 from lowregret.models.causal_lm import CausalLM
+from lowregret.training.memory import release_freed_memory
 from lowregret.training.step import batch_nll
 
 BASE = "base"
@@ -49,10 +50,14 @@ def evaluate(
         routing = Routing.from_lengths({None if s == BASE else s: n for s, n in batch.slot_lengths.items()})
         losses = batch_nll(model, batch, routing).double().cpu()
         start = 0
-        for slot, part in zip(batch.segment_slots, batch.weights.split(list(batch.segment_lengths)), strict=True):
+        segments = zip(batch.segment_slots, batch.weights.split(list(batch.segment_lengths)), strict=True)
+        for index, (slot, part) in enumerate(segments):
+            if index in batch.padding:
+                continue
             count = int((part != 0).sum())
             by_slot[slot].append(float(losses[start : start + count].sum()))
             start += count
+        release_freed_memory(model.device)
     tokens = sum(example.num_completion_tokens for example in examples)
     return {
         slot: HeldOut(nll_sum=sum(values), tokens=tokens, by_example=tuple(values)) for slot, values in by_slot.items()

@@ -1,13 +1,9 @@
-"""Speed, time left and memory of a run: what the progress display and the summary show."""
+"""Speed and time left of a run: what the progress display and the summary show."""
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections import deque
-
-import torch
 
 WINDOW = 20
 """Steps over which speed is averaged: the first ones are slower and would spoil a total."""
@@ -53,11 +49,3 @@ class Meter:
         pace = sum(seconds for _, seconds in self._recent) / max(1, len(self._recent))
         evaluations = sum(1 for due in self._evaluations if due > step)
         return (self._steps - step) * pace + evaluations * self._evaluation_seconds
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """Largest memory of this process so far: resident on the CPU, allocated on an accelerator."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

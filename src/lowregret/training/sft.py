@@ -28,7 +28,8 @@ from lowregret.store.rows import EvalRow, MetricRow
 from lowregret.store.run import RunDirectory
 from lowregret.training.checkpoint import load_checkpoint, save_checkpoint
 from lowregret.training.evaluate import BASE, HeldOut, evaluate, evaluation_steps
-from lowregret.training.metrics import Meter, peak_memory_bytes
+from lowregret.training.memory import peak_memory_bytes
+from lowregret.training.metrics import Meter
 from lowregret.training.optimizer import schedule_factor
 from lowregret.training.progress import EvalReport, ProgressListener, StepReport
 from lowregret.training.samples import When, write_samples

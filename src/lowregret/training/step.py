@@ -11,12 +11,18 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from lowregret.adapters.routing import Routing
 from lowregret.batches import PackedBatch
 from lowregret.models.causal_lm import CausalLM
 from lowregret.objectives.nll import nll, nll_with_gradient
+from lowregret.training.memory import release_freed_memory
 from lowregret.training.optimizer import AdamW
+
+HEAD_ROWS = 32
+"""Rows of a chunk of logits come in multiples of this, filled up without weight: each new number of rows costs memory
+that stays (`docs/log.md`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +63,7 @@ def train_step(
     for batch in batches:
         for slot, loss in forward_backward(model, batch, totals).items():
             losses[slot] += loss
+        release_freed_memory(model.device)
     report: dict[str, SlotStep] = {}
     for slot, loss in losses.items():
         norm = float("nan")
@@ -68,7 +75,7 @@ def train_step(
             model.trainable.publish(slot, step)
         else:
             model.trainable.retire(slot)
-        tokens = sum(batch.slot_lengths.get(slot, 0) for batch in batches)
+        tokens = sum(batch.num_real_tokens.get(slot, 0) for batch in batches)
         report[slot] = SlotStep(loss=loss, tokens=tokens, grad_norm=norm, diverged=not healthy)
     return report
 
@@ -100,14 +107,19 @@ def _head_backward(
     targets_P = batch.targets[positions]
     losses, grads = [], []
     for rows in _chunks(positions, model.chunk_rows):
-        chunk = leaf_PD[rows].requires_grad_()
-        with model.routed(routing.selected(positions[rows].tolist())):
+        number = positions[rows].numel()
+        filled = -number % HEAD_ROWS
+        chunk = pad(leaf_PD[rows], (0, 0, 0, filled)).requires_grad_()
+        own = positions[rows].tolist()
+        with model.routed(routing.selected(own + own[-1:] * filled)):
             logits = model.logits(chunk)
-            chunk_losses, grad_logits = nll_with_gradient(logits.detach(), targets_P[rows], weights_P[rows])
+            chunk_losses, grad_logits = nll_with_gradient(
+                logits.detach(), pad(targets_P[rows], (0, filled)), pad(weights_P[rows], (0, filled))
+            )
             logits.backward(grad_logits)
         assert chunk.grad is not None
-        losses.append(chunk_losses)
-        grads.append(chunk.grad)
+        losses.append(chunk_losses[:number])
+        grads.append(chunk.grad[:number])
     return torch.cat(losses), torch.cat(grads)
 
 
