@@ -1,7 +1,8 @@
 """The tensor nouns that cross rooms.
 
-A packed batch is one long row of tokens: documents stand one after another, those of one slot adjacent. Its only padding
-rounds up the rows of a slot, by less than one in sixteen. Positions restart with each document; no attention and no label crosses a document boundary.
+A packed batch is one long row of tokens: documents stand one after another, those of one slot adjacent. Its only
+padding rounds up the rows of a slot, by less than one in sixteen. Positions restart with each document; no attention
+and no label crosses a document boundary.
 Suffixes: T packed tokens, N documents, L tokens of one document.
 """
 

@@ -93,7 +93,8 @@ def test_activations_are_what_a_forward_saves(
     question = MemoryQuestion(
         slots=(slot,), dtype="fp32" if dtype == torch.float32 else "bf16", tokens=LENGTH * DOCUMENTS
     )
-    predicted = memory(read_shape(tmp_path), question, constants=Constants(passing=1.0))["activations"]
+    # This batch is packed by hand; the engine's own rounds up its rows, for which the prediction allows 1 in 16.
+    predicted = memory(read_shape(tmp_path), question, constants=Constants(passing=1.0))["activations"] * 16 / 17
     saved = saved_bytes(model_with(model_type, slot, dtype))
     assert 0.97 * saved <= predicted <= 1.25 * saved
 

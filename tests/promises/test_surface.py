@@ -78,6 +78,33 @@ OPTIONS = {
 --debug
 """
     + SETTINGS.lstrip(),
+    "study": """
+--model TEXT
+--data TEXT
+--rank A,B,...
+--batch-size A,B,...
+--steps A,B,...
+--alpha A,B,...
+--seeds N
+--grid {adaptive,paper,fixed}
+--lr A,B,...
+--full-lr A,B,...
+--support {all,matched}
+--max-length N
+--limit N
+--validation-size N
+--test-size N
+--workers N
+--threads N
+--device TEXT
+--dtype {bf16,fp32}
+--budget X
+--out FOLDER
+--resume FOLDER
+--power
+--json
+--debug
+""",
     "export": """
 --out PATH
 --slot TEXT

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from lowregret.specs import DataFacts, DataSpec
 from lowregret.store import RunDirectory
 from lowregret.studies.diagnose import view_of
-from studies.runs import FACTS, falling, found, logged, lora, trained, write_rows
+from studies.runs import FACTS, falling, found, full, logged, lora, trained, write_rows
 
 MANY_BITS = DataFacts(num_examples=100_000, num_tokens=2 * 10**9, num_completion_tokens=10**9, longest=100)
 
@@ -61,13 +61,14 @@ def test_a_rank_that_a_smaller_one_beats_is_not_full(tmp_path: Path):
 def test_examples_learned_by_heart(model: Path, tmp_path: Path):
     rows = [(f"What is {k * 7919 % 101}?", str(k * 104_729 % 997)) for k in range(24)]
     data = DataSpec(source=str(write_rows(tmp_path / "few.jsonl", rows)), validation_size=8, test_size=8)
-    view = trained(tmp_path / "run", model=model, data=data, slots=[lora("r16", 16, 1e-2)], steps=120)
+    view = trained(tmp_path / "run", model=model, data=data, slots=[full(lr=3e-3)], steps=120)
+    # All weights learn two dozen sums by heart within a hundred steps; a small adapter of a random base does not.
     (symptom,) = found(view, "overfitted")
     assert symptom.severity == "serious"
     assert "passes over the data" in symptom.seen
     lowest = int(symptom.remedy.split()[1].rstrip(","))
     assert 0 < lowest < 120
-    once = trained(tmp_path / "once", model=model, data=data, slots=[lora("r16", 16, 1e-2)], steps=2)
+    once = trained(tmp_path / "once", model=model, data=data, slots=[full(lr=3e-3)], steps=2)
     assert not found(once, "overfitted")
 
 

@@ -60,6 +60,7 @@ def study(
                     test=(5.0, final),
                     diverged=lost(cell.arm, cell.lr),
                     tokens=1,
+                    last_epoch_nats=1.0,
                     seconds=0.0,
                 )
             )

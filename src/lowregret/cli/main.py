@@ -12,6 +12,7 @@ import tyro
 from tyro.conf import subcommand
 
 from lowregret.cli.flags import Command, Diagnose, Export, Plan, Runs, Sft
+from lowregret.cli.study_flags import Study
 from lowregret.errors import LowregretError
 
 DESCRIPTION = """\
@@ -33,13 +34,14 @@ lowregret runs
 _COMMANDS = (
     Annotated[Sft, subcommand("sft")]
     | Annotated[Plan, subcommand("plan")]
+    | Annotated[Study, subcommand("study")]
     | Annotated[Export, subcommand("export")]
     | Annotated[Runs, subcommand("runs")]
     | Annotated[Diagnose, subcommand("diagnose")]
 )
 
 
-def parse(arguments: Sequence[str]) -> Command:
+def parse(arguments: Sequence[str]) -> Command | Study:
     """The command that the arguments spell; exits with code 2 and a hint where they spell none."""
     command = tyro.cli(
         _COMMANDS,  # pyright: ignore[reportArgumentType, reportCallIssue]
@@ -48,7 +50,7 @@ def parse(arguments: Sequence[str]) -> Command:
         args=list(arguments),
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
     )
-    return cast(Command, command)
+    return cast("Command | Study", command)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -84,7 +86,7 @@ def main() -> None:
     sys.exit(run(sys.argv[1:]))
 
 
-def _dispatch(command: Command) -> int:
+def _dispatch(command: Command | Study) -> int:
     match command:
         case Sft():
             from lowregret.cli.sft import sft
@@ -94,6 +96,10 @@ def _dispatch(command: Command) -> int:
             from lowregret.cli.plan import plan
 
             return plan(command)
+        case Study():
+            from lowregret.cli.study import study
+
+            return study(command)
         case Export():
             from lowregret.cli.export import export
 

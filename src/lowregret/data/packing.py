@@ -12,7 +12,6 @@ import torch
 from lowregret.batches import PackedBatch, TokenizedExample
 from lowregret.data.examples import ExampleStore
 
-
 MOST_ROUNDING = 128
 LEAST_SHARE = 16
 """A slot's rows are rounded up to a power of two of at most one in this many of them: 3 % more on average."""

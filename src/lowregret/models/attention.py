@@ -91,8 +91,8 @@ def packed_attention(
     Documents are filled up with zeros to a rounded length (`_rounded`): behind a document's end nothing is attended to.
     """
     if len(set(lengths)) == 1 and lengths[0] == _rounded(lengths[0]):
-        parts = (t.unflatten(1, (len(lengths), -1)).transpose(0, 1) for t in (q_HTC, k_KTC, v_KTC))
-        return _fused(*parts, scaling, window).transpose(0, 1).flatten(1, 2)
+        q, k, v = (t.unflatten(1, (len(lengths), -1)).transpose(0, 1) for t in (q_HTC, k_KTC, v_KTC))
+        return _fused(q, k, v, scaling, window).transpose(0, 1).flatten(1, 2)
     documents = [t.split(list(lengths), 1) for t in (q_HTC, k_KTC, v_KTC)]
     by_length: dict[int, list[int]] = {}
     for index, length in enumerate(lengths):

@@ -47,7 +47,7 @@ class QuestionSpec:
     """
 
     protocol: str
-    """`rank`, `learning-rate`, `batch-size`, `layers`, `early`, `certify`, `invariance`, `cost`."""
+    """`rank`, `learning-rate`, `batch-size`, `layers`, `early`, `ratio`, `capacity`, `cost` or `certify`."""
     data: DataSpec
     train: TrainSpec = field(default_factory=TrainSpec)
     """Length, batch and rhythm of a cell."""
@@ -60,6 +60,10 @@ class QuestionSpec:
     """Sequences a step, for `batch-size`."""
     run_lengths: tuple[int, ...] = ()
     """Steps, for `ratio`."""
+    bits_per_example: float = 0.0
+    """For `capacity`: what an example of the data holds that only memory can tell (64 for `micro-facts`)."""
+    loads: tuple[float, ...] = ()
+    """For `capacity`: bits offered to each adapter parameter. Each load is a data set of its own size."""
     support: Literal["all", "matched"] = "matched"
     """What full fine-tuning trains: the matrices that the adapters adapt, so that embeddings do not decide."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -113,7 +117,11 @@ class Arm:
     width: int = 0
     """Hidden size of the base."""
     variant: str = ""
-    """What else sets the arm apart: `more epochs`, `init x4`, `nearest`."""
+    """What else sets the arm apart: `equal steps`, `alpha = r`, `load 200`."""
+    multiply_adds: float = 0.0
+    """Counted, of one training token (`planner.flops`); 0 where nobody counted."""
+    offered_bits: float = 0.0
+    """Bits that its training data holds and that nothing but memory can tell; 0 where the data is not of that kind."""
 
     @property
     def label(self) -> str:

@@ -30,7 +30,7 @@ class CellRecord:
     """What became of one cell.
 
     >>> CellRecord(cell="a1", bank="b1", steps=(0, 1), validation=(2.0, 1.9), test=(2.0, 1.95), diverged=False,
-    ...     tokens=640, seconds=1.5).untimed().seconds
+    ...     tokens=640, last_epoch_nats=90.0, seconds=1.5).untimed().seconds
     0.0
     """
 
@@ -45,6 +45,8 @@ class CellRecord:
     diverged: bool
     tokens: int
     """Trained on, prompts included."""
+    last_epoch_nats: float
+    """Training loss of the last pass over the data, summed over its completion tokens; each before its update."""
     seconds: float
     """The cell's share of its bank's steps, evaluation left out. Timing: two equal studies differ in it."""
 
@@ -211,11 +213,14 @@ def _plain(record: CellRecord) -> dict[str, Any]:
     fields = asdict(record)
     for name in ("validation", "test"):
         fields[name] = [value if math.isfinite(value) else str(value) for value in fields[name]]
+    if not math.isfinite(record.last_epoch_nats):
+        fields["last_epoch_nats"] = str(record.last_epoch_nats)
     return fields | {"steps": list(record.steps)}
 
 
 def _floats(fields: dict[str, Any]) -> dict[str, Any]:
-    return fields | {name: [float(value) for value in fields[name]] for name in ("validation", "test")}
+    plain = {name: [float(value) for value in fields[name]] for name in ("validation", "test")}
+    return fields | plain | {"last_epoch_nats": float(fields["last_epoch_nats"])}
 
 
 def _checksum(fields: dict[str, Any]) -> str:

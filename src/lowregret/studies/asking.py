@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from lowregret.errors import SpecError
-from lowregret.specs import GridSpec, QuestionSpec
-from lowregret.studies.adaptive import next_rates
+from lowregret.specs import Arm, QuestionSpec
+from lowregret.studies.adaptive import next_cells, paper_grid
 from lowregret.studies.outcome import Outcome
 from lowregret.studies.questions import ArmTemplate
 
 Wanted = tuple[ArmTemplate, float, int]
 """Arm, learning rate, seed."""
+
+Rates = Mapping[Arm, tuple[float, ...]]
+
+ONE_RATE = ("early", "cost")
+"""Protocols that compare arms at one rate and sweep nothing."""
 
 
 def wanted_cells(
@@ -27,46 +32,40 @@ def wanted_cells(
     Raises:
         SpecError: a fixed grid without rates.
     """
-    rates = _GRIDS["fixed" if question.protocol == "early" else question.grid.kind]
-    wanted: list[Wanted] = []
-    for template in templates:
-        own = [outcome for outcome in outcomes if outcome.arm == template.arm]
-        for lr in rates(question, template, own):
-            wanted += [(template, lr, seed) for seed in question.seeds]
-    return tuple(wanted)
+    kind = "fixed" if question.protocol in ONE_RATE else question.grid.kind
+    rates = _GRIDS[kind](question, templates, outcomes)
+    return tuple(
+        (template, lr, seed) for template in templates for lr in rates.get(template.arm, ()) for seed in question.seeds
+    )
 
 
-def _fixed(question: QuestionSpec, template: ArmTemplate, outcomes: Sequence[Outcome]) -> tuple[float, ...]:
-    """The stated rates; `early` compares arms at one rate, the planner's where none is stated."""
+def _fixed(question: QuestionSpec, templates: Sequence[ArmTemplate], outcomes: Sequence[Outcome]) -> Rates:
+    """The stated rates; a protocol of one rate takes the planner's for the middle arm where none is stated."""
     grid = question.grid
-    rates = grid.full_rates if template.arm.method == "full" and grid.full_rates else grid.rates
-    if rates:
-        return rates
-    if question.protocol == "early":
-        return (_rounded(template.start),)
-    raise SpecError(f"{question.protocol}: grid.rates is missing; a fixed grid needs its learning rates")
+    rates = grid.rates
+    if not rates and question.protocol in ONE_RATE:
+        adapters = [template for template in templates if template.arm.method == "lora"]
+        rates = (adapters[len(adapters) // 2].start,)
+    if not rates:
+        raise SpecError(f"{question.protocol}: grid.rates is missing; a fixed grid needs its learning rates")
+    full = grid.full_rates or rates
+    chosen = {t.arm: full if t.arm.method == "full" else rates for t in templates}
+    return {arm: tuple(_rounded(rate) for rate in own) for arm, own in chosen.items()}
 
 
-def _paper(question: QuestionSpec, template: ArmTemplate, outcomes: Sequence[Outcome]) -> tuple[float, ...]:
-    """Equally many rates for every arm, spread evenly in log rate around the planner's."""
+def _paper(question: QuestionSpec, templates: Sequence[ArmTemplate], outcomes: Sequence[Outcome]) -> Rates:
     grid = question.grid
-    return tuple(spread(template.start, grid))
+    return paper_grid({t.arm: t.start for t in templates}, points=grid.points, factor=grid.factor)
 
 
-def _adaptive(question: QuestionSpec, template: ArmTemplate, outcomes: Sequence[Outcome]) -> tuple[float, ...]:
-    """Those it has, and what the minimum asks for next."""
-    asked = tuple(sorted({outcome.lr for outcome in outcomes}))
-    more = next_rates(template.start, outcomes, question.grid)
-    return tuple(sorted({*asked, *(_rounded(rate) for rate in more)}))
-
-
-def spread(start: float, grid: GridSpec) -> tuple[float, ...]:
-    """`grid.points` rates around a start, `grid.factor` apart.
-
-    >>> spread(1e-3, GridSpec(points=3, factor=10.0))
-    (0.0001, 0.001, 0.01)
-    """
-    return tuple(_rounded(start * grid.factor ** (k - (grid.points - 1) / 2)) for k in range(grid.points))
+def _adaptive(question: QuestionSpec, templates: Sequence[ArmTemplate], outcomes: Sequence[Outcome]) -> Rates:
+    """The rates that an arm has, and what its minimum asks for next."""
+    rates: dict[Arm, set[float]] = {t.arm: set() for t in templates}
+    for outcome in outcomes:
+        rates[outcome.arm].add(outcome.lr)
+    for arm, step in next_cells({t.arm: t.start for t in templates}, outcomes, question.grid).items():
+        rates[arm] |= set(step.rates)
+    return {arm: tuple(sorted(own)) for arm, own in rates.items()}
 
 
 def _rounded(rate: float) -> float:
@@ -74,7 +73,7 @@ def _rounded(rate: float) -> float:
     return float(f"{rate:.2e}")
 
 
-_GRIDS: dict[str, Callable[[QuestionSpec, ArmTemplate, Sequence[Outcome]], tuple[float, ...]]] = {
+_GRIDS: dict[str, Callable[[QuestionSpec, Sequence[ArmTemplate], Sequence[Outcome]], Rates]] = {
     "fixed": _fixed,
     "paper": _paper,
     "adaptive": _adaptive,

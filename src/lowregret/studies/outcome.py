@@ -39,7 +39,7 @@ class Outcome:
     stored_bits: float | None = None
     """Bits of them that it holds, N H - NLL, summed over all facts."""
     multiply_adds: float | None = None
-    """Of the whole run, counted (`planner.flops`); None where nobody counted."""
+    """Counted (`planner.flops`), of one token in each of the run's steps; None where nobody counted."""
     seconds: float | None = None
     """The cell's training time, evaluation left out; None where it was not measured."""
 

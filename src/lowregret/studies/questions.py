@@ -5,16 +5,19 @@ No torch: parameters are counted from the base's shape.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from lowregret.errors import SpecError
+from lowregret.planner.flops import flops
 from lowregret.planner.memory import full_params
 from lowregret.planner.resolve import slot_rate
 from lowregret.planner.targets import select
 from lowregret.specs import (
     AdapterSpec,
     Arm,
+    DataSpec,
     FullSpec,
     HardwareSpec,
     ModelSpec,
@@ -55,14 +58,27 @@ class ArmTemplate:
         return replace(self.run, slots=(slot,))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """What is counted about a base and the question's data on it.
+
+    >>> sorted(Base.__dataclass_fields__)
+    ['mean_length', 'shape']
+    """
+
+    shape: ModelShape
+    mean_length: float
+    """Tokens of an example."""
+
+
 def arm_templates(
-    question: QuestionSpec, shapes: Mapping[str, ModelShape], *, model: ModelSpec, hardware: HardwareSpec
+    question: QuestionSpec, bases: Mapping[str, Base], *, model: ModelSpec, hardware: HardwareSpec
 ) -> tuple[ArmTemplate, ...]:
     """The arms of a question, in the order in which tables show them.
 
     Args:
-        question: with `train.steps` set.
-        shapes: of every base of the question, by its source.
+        question: with `train.steps` set, but for `capacity`, which goes by `train.epochs`.
+        bases: every base of the question, by its source.
         model: the study's base, where the question names none.
         hardware: of one worker.
 
@@ -73,9 +89,9 @@ def arm_templates(
         raise SpecError(f"protocol: {question.protocol!r} is not known; give {', '.join(PROTOCOLS)}")
     if not question.seeds:
         raise SpecError("seeds: a question needs at least one; give --seeds 3")
-    if question.train.steps is None:
+    if question.train.steps is None and question.protocol != "capacity":
         raise SpecError(f"{question.protocol}: train.steps is missing; a study compares runs of stated length")
-    builders = [_Builder(question, base, shapes[base.source], hardware) for base in question.models or (model,)]
+    builders = [_Builder(question, base, bases[base.source], hardware) for base in question.models or (model,)]
     return tuple(template for builder in builders for template in PROTOCOLS[question.protocol](builder))
 
 
@@ -83,8 +99,12 @@ def arm_templates(
 class _Builder:
     question: QuestionSpec
     model: ModelSpec
-    shape: ModelShape
+    base: Base
     hardware: HardwareSpec
+
+    @property
+    def shape(self) -> ModelShape:
+        return self.base.shape
 
     def lora(
         self,
@@ -94,19 +114,32 @@ class _Builder:
         targets: tuple[str, ...] = ("all",),
         train: TrainSpec | None = None,
         variant: str = "",
+        data: DataSpec | None = None,
+        offered_bits: float = 0.0,
     ) -> ArmTemplate:
         """An arm of adapters."""
         weights = AdapterSpec(rank=rank, alpha=alpha, targets=targets)
         matrices = select(self.shape, targets, unembed=False)
         params = sum(matrix.adapter_params(rank) for matrix in matrices)
-        arm = replace(self._arm(params, train, variant), method="lora", rank=rank, alpha=alpha, targets=targets)
-        return self._template(arm, weights, train)
+        cost = flops(self.shape, method="lora", adapted=matrices, rank=rank, mean_length=self.base.mean_length)
+        arm = replace(
+            self._arm(params, train, variant),
+            method="lora",
+            rank=rank,
+            alpha=alpha,
+            targets=targets,
+            multiply_adds=cost.per_token,
+            offered_bits=offered_bits,
+        )
+        return self._template(arm, weights, train, data)
 
     def full(self, *, train: TrainSpec | None = None, variant: str = "") -> ArmTemplate:
         """The arm of full fine-tuning."""
         weights = FullSpec(support=self.question.support)
         params = full_params(self.shape, weights)
-        return self._template(self._arm(params, train, variant), weights, train)
+        cost = flops(self.shape, method="full", mean_length=self.base.mean_length)
+        arm = replace(self._arm(params, train, variant), multiply_adds=cost.per_token)
+        return self._template(arm, weights, train)
 
     def _arm(self, params: int, train: TrainSpec | None, variant: str) -> Arm:
         train = train or self.question.train
@@ -119,10 +152,12 @@ class _Builder:
             variant=variant,
         )
 
-    def _template(self, arm: Arm, weights: AdapterSpec | FullSpec, train: TrainSpec | None) -> ArmTemplate:
+    def _template(
+        self, arm: Arm, weights: AdapterSpec | FullSpec, train: TrainSpec | None, data: DataSpec | None = None
+    ) -> ArmTemplate:
         run = RunSpec(
             model=self.model,
-            data=self.question.data,
+            data=data or self.question.data,
             slots=(SlotSpec(name=SLOT, weights=weights, optim=OptimSpec()),),
             train=replace(train or self.question.train, num_samples=0),
             hardware=self.hardware,
@@ -212,6 +247,39 @@ def _ratio(build: _Builder) -> list[ArmTemplate]:
     return arms
 
 
+def _capacity(build: _Builder) -> list[ArmTemplate]:
+    """Every rank on data sets of several sizes, each seen `train.epochs` times: how many bits does it hold?"""
+    question = build.question
+    if not question.loads or question.bits_per_example <= 0:
+        raise SpecError("capacity: needs data of known bits and loads to offer; give --data micro-facts and loads")
+    arms: list[ArmTemplate] = []
+    for rank in question.ranks:
+        params = _params(build, "all", rank)
+        for load in question.loads:
+            number = max(question.train.batch_size, round(load * params / question.bits_per_example))
+            data = replace(
+                question.data,
+                limit=number + 2 * CAPACITY_HELD_OUT,
+                validation_size=CAPACITY_HELD_OUT,
+                test_size=CAPACITY_HELD_OUT,
+            )
+            steps = math.ceil(number * question.train.epochs / question.train.batch_size)
+            arms.append(
+                build.lora(
+                    rank,
+                    train=replace(question.train, steps=steps),
+                    variant=f"load {load:g}",
+                    data=data,
+                    offered_bits=number * question.bits_per_example,
+                )
+            )
+    return arms
+
+
+CAPACITY_HELD_OUT = 4
+"""Examples of each held-out split: nobody can guess them, so their loss says nothing and few will do."""
+
+
 def _params(build: _Builder, kind: str, rank: int) -> int:
     return sum(matrix.adapter_params(rank) for matrix in select(build.shape, (kind,), unembed=False))
 
@@ -224,5 +292,7 @@ PROTOCOLS: dict[str, Callable[[_Builder], list[ArmTemplate]]] = {
     "early": _early,
     "certify": _certify,
     "ratio": _ratio,
+    "capacity": _capacity,
+    "cost": _ranks_and_full,
 }
 """Protocols that compare arms over learning rates and seeds."""

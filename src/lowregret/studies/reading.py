@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from lowregret.store.study import StudyDirectory
+import math
+
+from lowregret.specs import Arm
+from lowregret.store.study import CellRecord, StudyDirectory
 from lowregret.studies.outcome import Outcome
 
 
@@ -27,6 +30,23 @@ def outcomes_of(study: StudyDirectory, question: int) -> tuple[Outcome, ...]:
                 validation=record.validation,
                 test=record.test,
                 diverged=record.diverged,
+                seconds=record.seconds or None,
+                multiply_adds=planned.arm.multiply_adds * planned.arm.steps or None,
+                offered_bits=planned.arm.offered_bits or None,
+                stored_bits=_stored_bits(planned.arm, record),
             )
         )
     return tuple(outcomes)
+
+
+def _stored_bits(arm: Arm, record: CellRecord) -> float | None:
+    """N H - NLL, summed over the training data (science.md, C6b); a cell that diverged holds nothing.
+
+    The NLL is that of the last epoch, each batch before its update, which is no less than the NLL at the end: the bits
+    are a lower bound.
+    """
+    if not arm.offered_bits:
+        return None
+    if record.diverged or not math.isfinite(record.last_epoch_nats):
+        return 0.0
+    return max(0.0, arm.offered_bits - record.last_epoch_nats / math.log(2))

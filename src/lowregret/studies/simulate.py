@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowregret.specs import QuestionSpec
-from lowregret.studies.claims import CLAIMS
+from lowregret.studies.claims import CLAIMS, CLAIMS_OF
 from lowregret.studies.designs import Design, arms_of, around
 from lowregret.studies.margins import Margins
 from lowregret.studies.outcome import Arm, Outcome
@@ -217,18 +217,6 @@ SCENARIOS: Mapping[str, Mapping[str, Truth]] = {
     "certify": {"regret 0": Truth(), "regret 0.002": Truth(regret=0.002), "regret 0.01": Truth(regret=0.01)},
 }
 """Truths that a table of power shows, by claim: such as science.md expects, and such as would refute it."""
-
-CLAIMS_OF: Mapping[str, tuple[str, ...]] = {
-    "rank": ("C6", "certify"),
-    "learning-rate": ("C3",),
-    "batch-size": ("C8",),
-    "layers": ("C7",),
-    "early": ("C2",),
-    "capacity": ("C6b",),
-    "certify": ("certify",),
-    "ratio": ("C4", "C5"),
-}
-"""Which claims a protocol can judge."""
 
 
 def power_table(question: QuestionSpec, *, studies: int = 300) -> list[dict[str, str | int | float]]:

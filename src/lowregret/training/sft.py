@@ -180,6 +180,7 @@ class _Job:
                     slot=slot,
                     loss=report.loss,
                     tokens=report.tokens,
+                    completion_tokens=report.completion_tokens,
                     lr=lr,
                     grad_norm=report.grad_norm,
                     seconds=self.meter.step_seconds,

@@ -29,7 +29,7 @@ that stays (`docs/log.md`)."""
 class SlotStep:
     """What one step did to one slot.
 
-    >>> SlotStep(loss=1.25, tokens=100, grad_norm=0.5, diverged=False).loss
+    >>> SlotStep(loss=1.25, tokens=100, completion_tokens=40, grad_norm=0.5, diverged=False).loss
     1.25
     """
 
@@ -37,6 +37,8 @@ class SlotStep:
     """Mean NLL of the step's completion tokens before the update, nats."""
     tokens: int
     """All tokens of the step, prompts included."""
+    completion_tokens: int
+    """Those of them that carried loss."""
     grad_norm: float
     """Global gradient norm before clipping."""
     diverged: bool
@@ -76,7 +78,13 @@ def train_step(
         else:
             model.trainable.retire(slot)
         tokens = sum(batch.num_real_tokens.get(slot, 0) for batch in batches)
-        report[slot] = SlotStep(loss=loss, tokens=tokens, grad_norm=norm, diverged=not healthy)
+        report[slot] = SlotStep(
+            loss=loss,
+            tokens=tokens,
+            completion_tokens=round(totals[slot]),
+            grad_norm=norm,
+            diverged=not healthy,
+        )
     return report
 
 

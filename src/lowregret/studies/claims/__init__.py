@@ -20,7 +20,10 @@ from lowregret.studies.finding import Finding
 from lowregret.studies.margins import Margins
 from lowregret.studies.outcome import Outcome
 
-__all__ = ["CLAIMS", "Claim", "Transformed", "c1", "c12", "c2", "c3", "c4", "c5", "c6", "c6b", "c7", "c8", "certify"]
+__all__ = [
+    "CLAIMS", "CLAIMS_OF", "Claim", "Transformed",
+    "c1", "c12", "c2", "c3", "c4", "c5", "c6", "c6b", "c7", "c8", "certify",
+]  # fmt: skip
 
 
 class Claim(Protocol):
@@ -33,3 +36,15 @@ CLAIMS: Mapping[str, Claim] = {
     "C2": c2, "C3": c3, "C4": c4, "C5": c5, "C6": c6, "C6b": c6b, "C7": c7, "C8": c8, "certify": certify,
 }  # fmt: skip
 """Those that are tested over seeds, by id; C1 and C12 are exact."""
+
+CLAIMS_OF: Mapping[str, tuple[str, ...]] = {
+    "rank": ("C6", "certify"),
+    "learning-rate": ("C3",),
+    "batch-size": ("C8",),
+    "layers": ("C7",),
+    "early": ("C2",),
+    "capacity": ("C6b",),
+    "certify": ("certify",),
+    "ratio": ("C4", "C5"),
+}
+"""Which claims a protocol can judge."""

@@ -1,0 +1,90 @@
+"""Where banks train: in this process, or in worker processes of this machine."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from lowregret.errors import LowregretError
+from lowregret.launch.banks import run_bank
+
+MOST_RETRIES = 3
+"""Times that lost workers are replaced before a study gives up: a bank that kills its worker each time is at fault."""
+
+
+class InProcess:
+    """One bank after another, here."""
+
+    def run(self, folders: Mapping[str, str], done: Callable[[str], None]) -> None:
+        """Train the banks in order."""
+        for name, folder in folders.items():
+            run_bank(Path(folder))
+            done(name)
+
+
+class Workers:
+    """Banks side by side in processes of their own, which are spawned: nothing of this process is inherited.
+
+    A context manager: the workers live from the first bank to its end, because starting one takes seconds.
+    """
+
+    def __init__(self, number: int, notify: Callable[[str], None]) -> None:
+        self._number, self._notify = number, notify
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+
+    def run(self, folders: Mapping[str, str], done: Callable[[str], None]) -> None:
+        """Train the banks; a worker that dies is replaced, and its bank goes on from its last checkpoint.
+
+        Raises:
+            LowregretError: workers died again and again.
+        """
+        left = dict(folders)
+        for _ in range(MOST_RETRIES + 1):
+            try:
+                self._run_once(left, done)
+                return
+            except BrokenProcessPool:
+                self._close()
+                self._notify(f"a worker died; {len(left)} banks go on from their last checkpoints")
+        raise LowregretError(f"workers died {MOST_RETRIES + 1} times; is memory short? Lower --workers and resume")
+
+    def _run_once(self, left: dict[str, str], done: Callable[[str], None]) -> None:
+        """Train what is left; takes each bank out of `left` when it is finished."""
+        pool = self._open()
+        names: dict[Future[None], str] = {pool.submit(run_bank, Path(folder)): name for name, folder in left.items()}
+        try:
+            waiting = set(names)
+            while waiting:
+                finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    future.result()
+                    del left[names[future]]
+                    done(names[future])
+        except BaseException:
+            for future in names:
+                future.cancel()
+            raise
+
+    def _open(self) -> ProcessPoolExecutor:
+        if self._pool is None:
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(max_workers=self._number, mp_context=context)
+        return self._pool
+
+    def _close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None

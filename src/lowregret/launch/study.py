@@ -1,0 +1,250 @@
+"""Runs a study: asks the questions for cells, packs them into banks, lets them train, until no question asks for more.
+
+Guarantees: what trains together is written down before it starts, so that a study that was killed goes on with the
+same banks; a finished cell is never trained again; a worker that dies is replaced and its bank goes on from its last
+checkpoint.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from lowregret.errors import SpecError
+from lowregret.launch.banks import Materials, harvest, make_bank, materials
+from lowregret.specs import DataSpec, DeviceFacts, ModelSpec, PlannedBank, PlannedCell, RunSpec, StudyPlan, StudySpec
+from lowregret.specs.identity import identity
+from lowregret.store.environment import Environment
+from lowregret.store.study import StudyDirectory
+from lowregret.studies.asking import wanted_cells
+from lowregret.studies.outcome import Outcome
+from lowregret.studies.packing import MOST_SLOTS, pack_cells
+from lowregret.studies.questions import ArmTemplate, Base, arm_templates
+from lowregret.studies.reading import outcomes_of
+
+
+class Executor(Protocol):
+    """Trains banks somewhere."""
+
+    def run(self, folders: Mapping[str, str], done: Callable[[str], None]) -> None:
+        """Train every bank to its end.
+
+        Args:
+            folders: bank -> its run directory.
+            done: called with a bank's name as soon as it is finished, from the calling thread.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyProgress:
+    """How far a study is.
+
+    >>> progress = StudyProgress(cells_done=3, cells_planned=9, banks_done=1, banks_planned=3, new_cells=3, seconds=2.0)
+    >>> progress.seconds_left
+    4.0
+    """
+
+    cells_done: int
+    cells_planned: int
+    """So far: an adaptive grid may ask for more."""
+    banks_done: int
+    banks_planned: int
+    new_cells: int
+    """Finished by this process."""
+    seconds: float
+    """Of this process's part of the study."""
+
+    @property
+    def seconds_left(self) -> float:
+        """For what is planned so far, at this process's pace; infinite before its first cell."""
+        left = self.cells_planned - self.cells_done
+        return self.seconds / self.new_cells * left if self.new_cells else float("inf")
+
+
+class StudyListener(Protocol):
+    """Receives the events of a study. Must not raise."""
+
+    def on_progress(self, progress: StudyProgress) -> None: ...
+
+    def on_message(self, message: str) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What every question of a study needs, found once.
+
+    >>> sorted(Context.__dataclass_fields__)
+    ['found', 'machine', 'templates']
+    """
+
+    found: Mapping[tuple[ModelSpec, DataSpec], Materials]
+    templates: tuple[tuple[ArmTemplate, ...], ...]
+    """By question."""
+    machine: DeviceFacts
+
+
+def prepare(spec: StudySpec, *, machine: DeviceFacts) -> Context:
+    """Find bases and data of every question, and build its arms.
+
+    Raises:
+        SpecError, ModelError, DataError: a question can't be asked of this base or data.
+    """
+    if not spec.questions:
+        raise SpecError("questions: a study needs at least one; name a protocol such as rank")
+    found: dict[tuple[ModelSpec, DataSpec], Materials] = {}
+    templates: list[tuple[ArmTemplate, ...]] = []
+    for question in spec.questions:
+        bases: dict[str, Base] = {}
+        for model in question.models or (spec.model,):
+            known = _known(found, model, question.data)
+            bases[model.source] = Base(shape=known.shape, mean_length=known.data.facts.mean_length)
+        arms = arm_templates(question, bases, model=spec.model, hardware=spec.hardware)
+        for arm in arms:
+            _known(found, arm.run.model, arm.run.data)
+        templates.append(arms)
+    return Context(found=found, templates=tuple(templates), machine=machine)
+
+
+def _known(found: dict[tuple[ModelSpec, DataSpec], Materials], model: ModelSpec, data: DataSpec) -> Materials:
+    if (model, data) not in found:
+        found[model, data] = materials(model, data)
+    return found[model, data]
+
+
+def run_study(
+    study: StudyDirectory,
+    context: Context,
+    *,
+    executor: Executor,
+    environment: Environment,
+    listener: StudyListener,
+) -> bool:
+    """Train every cell that the questions ask for; False where the budget ended it before.
+
+    Raises:
+        Interrupted: a signal came; banks under way have their checkpoints.
+    """
+    study.acquire()
+    spec = study.spec
+    started, before = time.monotonic(), len(_finished(study))
+
+    def report() -> None:
+        _report(study, listener, time.monotonic() - started, before)
+
+    while True:
+        pending = [bank for bank in study.plan.banks if not all(map(study.has_record, bank.cells))]
+        if not pending:
+            pending = plan_more(study, context)
+        if not pending:
+            return True
+        for batch in _within(pending, spec.workers):
+            report()
+            if spec.budget_seconds is not None and time.monotonic() - started >= spec.budget_seconds:
+                listener.on_message(f"the budget of {spec.budget_seconds:g} s is spent; resume to go on")
+                return False
+            _train(study, context, batch, executor, environment, report)
+
+
+def plan_more(study: StudyDirectory, context: Context) -> list[PlannedBank]:
+    """Ask every question what it wants next, and write the answer down as banks."""
+    spec, plan = study.spec, study.plan
+    asked = {(cell.question, cell.cell) for cell in plan.cells}
+    banked = {cell for bank in plan.banks for cell in bank.cells}
+    new: list[PlannedCell] = []
+    fresh: dict[str, RunSpec] = {}
+    alone: set[str] = set()
+    for index, (question, templates) in enumerate(zip(spec.questions, context.templates, strict=True)):
+        outcomes = outcomes_of(study, index)
+        for template, lr, seed in wanted_cells(question, templates, outcomes):
+            run = template.cell(lr, seed)
+            cell = _identity(run, context)
+            if (index, cell) in asked:
+                continue
+            asked.add((index, cell))
+            new.append(PlannedCell(cell=cell, question=index, arm=template.arm, lr=lr, seed=seed))
+            if cell not in banked and not study.has_record(cell):
+                banked.add(cell)
+                fresh[cell] = run
+                if question.protocol == "cost":
+                    alone.add(cell)
+    if not new:
+        return []
+    for cell, run in fresh.items():
+        study.write_cell_spec(cell, run)
+    limit = spec.slots_per_bank or MOST_SLOTS
+    together = [(cell, run) for cell, run in fresh.items() if cell not in alone]
+    timed = [(cell, run) for cell, run in fresh.items() if cell in alone]
+    banks = (
+        *pack_cells(together, slots_per_bank=limit, workers=spec.workers),
+        *pack_cells(timed, slots_per_bank=1, workers=1),
+    )
+    study.write_plan(StudyPlan(cells=(*plan.cells, *new), banks=(*plan.banks, *banks)))
+    # Where every wanted cell was trained for another question there is nothing to train, but still more to ask.
+    return list(banks) or plan_more(study, context)
+
+
+def finished_outcomes(study: StudyDirectory) -> tuple[tuple[Outcome, ...], ...]:
+    """What every question has to judge by, so far."""
+    return tuple(outcomes_of(study, index) for index in range(len(study.spec.questions)))
+
+
+def _identity(run: RunSpec, context: Context) -> str:
+    found = context.found[run.model, run.data]
+    dtype = run.hardware.dtype
+    if dtype == "auto":
+        dtype = "bf16" if context.machine.bf16_fast else "fp32"
+    return identity(
+        replace(run, hardware=replace(run.hardware, device=context.machine.kind)),
+        model_hash=found.folder.content_hash,
+        data_hash=found.data.content_hash,
+        dtype=dtype,
+        device_class=context.machine.kind,
+    )
+
+
+def _within(banks: Sequence[PlannedBank], workers: int) -> list[list[PlannedBank]]:
+    """Parts of a wave between which the budget is looked at: a few banks for each worker."""
+    size = max(1, 4 * workers)
+    return [list(banks[start : start + size]) for start in range(0, len(banks), size)]
+
+
+def _train(
+    study: StudyDirectory,
+    context: Context,
+    banks: Sequence[PlannedBank],
+    executor: Executor,
+    environment: Environment,
+    report: Callable[[], None],
+) -> None:
+    by_name = {bank.bank: bank for bank in banks}
+    for bank in banks:
+        run = study.cell_spec(bank.cells[0])
+        found = context.found[run.model, run.data]
+        make_bank(study, bank, found, machine=context.machine, environment=environment)
+
+    def done(name: str) -> None:
+        harvest(study, by_name[name])
+        report()
+
+    executor.run({name: str(study.bank_folder(name)) for name in by_name}, done)
+
+
+def _finished(study: StudyDirectory) -> set[str]:
+    return {cell.cell for cell in study.plan.cells if study.has_record(cell.cell)}
+
+
+def _report(study: StudyDirectory, listener: StudyListener, seconds: float, before: int) -> None:
+    plan, finished = study.plan, _finished(study)
+    listener.on_progress(
+        StudyProgress(
+            cells_done=len(finished),
+            cells_planned=len({cell.cell for cell in plan.cells}),
+            banks_done=sum(finished.issuperset(bank.cells) for bank in plan.banks),
+            banks_planned=len(plan.banks),
+            new_cells=len(finished) - before,
+            seconds=seconds,
+        )
+    )
