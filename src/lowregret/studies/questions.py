@@ -217,17 +217,22 @@ def matched_ranks(params: Mapping[str, int], least: int) -> dict[str, int]:
         least: smallest rank of the first kind.
 
     Returns:
-        The smallest exact match whose first rank lies in least..8 x least; else the ranks nearest to the first's count.
+        The smallest ranks whose counts are equal, where the first lies in least..8 x least; else those that differ least.
 
     >>> matched_ranks({"attention": 1024, "mlp": 1536, "all": 2560}, 8)
     {'attention': 15, 'mlp': 10, 'all': 6}
     """
     first = next(iter(params))
-    for rank in range(least, 8 * least + 1):
-        budget = rank * params[first]
-        if all(budget % each == 0 for each in params.values()):
-            return {kind: budget // each for kind, each in params.items()}
-    budget = least * params[first]
+
+    def mismatch(rank: int) -> float:
+        counts = [number * params[kind] for kind, number in _nearest(params, rank * params[first]).items()]
+        return max(counts) / min(counts)
+
+    return _nearest(params, params[first] * min(range(least, 8 * least + 1), key=mismatch))
+
+
+def _nearest(params: Mapping[str, int], budget: int) -> dict[str, int]:
+    """Of each kind the rank whose count comes nearest to a budget."""
     return {kind: max(1, round(budget / each)) for kind, each in params.items()}
 
 
