@@ -180,7 +180,7 @@ def test_early_compares_ranks_at_one_rate(base: Base):
 @given(limit=st.integers(1, 20), workers=st.integers(1, 4), number=st.integers(1, 40))
 def test_banks_hold_every_cell_once(limit: int, workers: int, number: int):
     runs = [
-        ArmTemplate(arm=cells_arm(), run=run_of(shape, full=k % 5 == 0), start=1e-3).cell(1e-3, k)
+        ArmTemplate(arm=cells_arm(), run=run_of(QUESTION, full=k % 5 == 0), start=1e-3).cell(1e-3, k)
         for k in range(number)
     ]
     named = [(f"cell{k}", run) for k, run in enumerate(runs)]

@@ -217,7 +217,7 @@ def matched_ranks(params: Mapping[str, int], least: int) -> dict[str, int]:
         least: smallest rank of the first kind.
 
     Returns:
-        The smallest ranks whose counts are equal, where the first lies in least..8 x least; else those that differ least.
+        The smallest ranks of equal counts, the first in least..8 x least; else those whose counts differ least.
 
     >>> matched_ranks({"attention": 1024, "mlp": 1536, "all": 2560}, 8)
     {'attention': 15, 'mlp': 10, 'all': 6}
