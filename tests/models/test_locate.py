@@ -1,9 +1,13 @@
-"""A cached hub folder counts as whole only with all its weights."""
+"""A cached hub folder counts as whole only with all its weights; a revision is a hub model's."""
 
 import json
 from pathlib import Path
 
-from lowregret.models.locate import has_all_weights
+import pytest
+
+from lowregret.errors import ModelError
+from lowregret.models.locate import has_all_weights, locate_model
+from lowregret.specs import ModelSpec
 
 
 def test_a_folder_with_a_plan_s_files_alone_is_not_whole(tmp_path: Path):
@@ -23,3 +27,9 @@ def test_a_missing_shard_is_found_by_the_index(tmp_path: Path):
     assert not has_all_weights(tmp_path)
     (tmp_path / "model-00002-of-00002.safetensors").write_bytes(b"")
     assert has_all_weights(tmp_path)
+
+
+def test_a_folder_has_no_revisions(tmp_path: Path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match="leave --revision out"):
+        locate_model(ModelSpec(source=str(tmp_path), revision="main"))

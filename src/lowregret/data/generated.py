@@ -93,7 +93,7 @@ def _gym_task(task: str) -> None:
     try:
         from reasoning_gym.factory import DATASETS
     except ImportError as error:
-        raise DataError(f"data {GYM}{task} needs the package reasoning-gym: pip install 'lowregret[rl]'") from error
+        raise DataError(f"data {GYM}{task} needs the package reasoning-gym: pip install '.[rl]'") from error
     if task not in DATASETS:
         near = difflib.get_close_matches(task, DATASETS, n=3) or sorted(DATASETS)[:5]
         raise DataError(f"reasoning-gym has no task {task!r}; near ones: {', '.join(near)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -73,6 +74,8 @@ def open_source(spec: DataSpec) -> Source:
         DataError: no such file, hub data set or generator.
     """
     path = Path(spec.source).expanduser()
+    if generated.is_generated(spec.source) or _is_file(path):
+        _refuse_hub_settings(spec)
     if generated.is_generated(spec.source):
         size = generated.check(spec.source, spec.limit)
         digest = hashlib.sha256(f"{spec.source}/{size}/{spec.seed}/{generated.VERSION}".encode()).hexdigest()
@@ -87,9 +90,18 @@ def open_source(spec: DataSpec) -> Source:
     )
 
 
+def _refuse_hub_settings(spec: DataSpec) -> None:
+    """What names a part of a hub data set says nothing about a file or a generated set."""
+    for field, value, default in (("config", spec.config, None), ("split", spec.split, DataSpec.split)):
+        if value != default:
+            raise DataError(f"data.{field} is {value!r}, and {spec.source} is no hub data set; leave it out")
+
+
 def open_test_source(spec: DataSpec) -> Source | None:
     """The data set's own test split: `test_source`, `test_split`, or a hub data set's split named `test`."""
     if spec.test_source is not None:
+        if spec.test_split is not None:
+            raise DataError(f"test_split {spec.test_split!r} stands beside test_source; leave one of them out")
         return open_file(Path(spec.test_source).expanduser(), spec)
     path = Path(spec.source).expanduser()
     if generated.is_generated(spec.source) or _is_file(path):
@@ -195,7 +207,8 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches():
+            # The library's own 65,536 rows are gigabytes where rows are long.
+            for batch in file.iter_batches(batch_size=512):
                 yield from batch.to_pylist()
     except pyarrow.ArrowInvalid as error:
         raise DataError(f"{path} is no readable Parquet file ({error}); write it again") from error
@@ -233,12 +246,17 @@ class _hub_errors:  # noqa: N801 - reads as a statement: with _hub_errors(spec)
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        from datasets.exceptions import DatasetNotFoundError
+        from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
         from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
         name = self.spec.source
-        if isinstance(error, GatedRepoError):
+        # datasets reports a gated set as one that does not exist; the hub's own word is the cause.
+        if isinstance(error, GatedRepoError) or (error and isinstance(error.__cause__, GatedRepoError)):
             raise DataError(f"data set {name} is gated; accept its terms on the hub and run `hf auth login`") from error
+        if isinstance(error, DataFilesNotFoundError):
+            raise DataError(f"data set {name} has no data files that can be read; give a local file") from error
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DataError(f"data set {name}: no space left to store it; free some disk") from error
         if isinstance(error, RepositoryNotFoundError | DatasetNotFoundError):
             raise DataError(f"the hub has no data set {name}; check the id, or give a local file") from error
         if isinstance(error, RuntimeError) and "script" in str(error):

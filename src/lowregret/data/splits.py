@@ -44,7 +44,7 @@ def split(
     Args:
         hashes: prompt hash of each row.
         own_test: prompt hashes of the data set's own test split; its rows follow the others in index.
-        validation_size, test_size: rows; None is 5 %, at most 512 (an own test split is taken whole).
+        validation_size, test_size: rows; None is 5 %, at most 512. Of an own test split: all, at most 512.
 
     Raises:
         DataError: the held-out rows leave nothing to train on.
@@ -81,12 +81,12 @@ def _usable(own_test: Hashes, hashes: Hashes, test_size: int | None, where: str)
             f"{where}: every prompt of the test split is in the training data too; leave the test split out, "
             "so that one is held out of the training data"
         )
-    if test_size is not None:
-        if test_size > usable.size:
-            raise DataError(
-                f"{where}: test_size {test_size} is larger than the test split's {usable.size} usable rows; lower it"
-            )
-        usable = usable[np.argsort(own_test[usable], kind="stable")[:test_size]]
+    if test_size is not None and test_size > usable.size:
+        raise DataError(
+            f"{where}: test_size {test_size} is larger than the test split's {usable.size} usable rows; lower it"
+        )
+    most = DEFAULT_MOST if test_size is None else test_size
+    usable = usable[np.argsort(own_test[usable], kind="stable")[:most]]
     return len(hashes) + usable, int(seen.sum())
 
 

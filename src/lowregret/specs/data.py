@@ -40,7 +40,7 @@ class DataSpec:
     validation_size: int | None = None
     """Examples by which settings are chosen. None: 5 % of the examples, at most 512."""
     test_size: int | None = None
-    """Examples that are reported on. None: 5 % of the examples, at most 512."""
+    """Examples that are reported on. None: 5 % of the examples, or the data set's own test split; at most 512."""
     limit: int | None = None
     """Use the first N rows only. For a generated set: how many rows to generate."""
     seed: int = 0
