@@ -118,6 +118,9 @@ def test_renamed_columns(tmp_path: Path, tokenizer: TextTokenizer) -> None:
         ([], {}, "it has no rows"),
         (questions(3), {"test_size": 3}, "3 test and 1 validation examples leave nothing of 3"),
         ([{"question": "q", "answer": str(k)} for k in range(9)], {}, "too few different prompts in 9 rows"),
+        (questions(9), {"test_size": 0}, "test_size is 0: .*; give at least --test-size 1, or leave --test-size out"),
+        (questions(9), {"validation_size": 0}, "validation_size is 0: .*; give at least --validation-size 1"),
+        (questions(9), {"test_size": -1}, "test_size is -1"),
     ],
 )
 def test_what_is_wrong_with_rows(

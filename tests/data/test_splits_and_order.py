@@ -59,6 +59,16 @@ def test_the_order_of_the_rows_changes_no_split(order: list[int]) -> None:
         assert sorted(rows.tolist()) == getattr(straight, name).tolist()
 
 
+@pytest.mark.parametrize(("there", "wanted", "left"), [(700, None, 512), (40, None, 40), (700, 600, 600)])
+def test_an_own_test_split_is_capped_by_hash(there: int, wanted: int | None, left: int) -> None:
+    hashes = np.array([prompt_hash(str(k), 0) for k in range(100)], dtype=np.uint64)
+    own = np.array([prompt_hash(f"own {k}", 0) for k in range(there)], dtype=np.uint64)
+    made = split(hashes, own, validation_size=5, test_size=wanted, where="d")
+    assert sorted(own[made.test - 100].tolist()) == sorted(own.tolist())[:left]
+    turned = split(hashes, own[::-1], validation_size=5, test_size=wanted, where="d")
+    assert set(own[::-1][turned.test - 100].tolist()) == set(own[made.test - 100].tolist())
+
+
 def test_blanks_at_the_ends_of_a_prompt_do_not_count() -> None:
     assert prompt_hash(" 2 + 2?\n", 0) == prompt_hash("2 + 2?", 0) != prompt_hash("2 + 2?", 1)
 

@@ -45,6 +45,7 @@ def load_data(spec: DataSpec, tokenizer: TextTokenizer, *, progress: Progress | 
     Raises:
         DataError: the data can't be found or read, or a split is empty.
     """
+    _refuse_no_held_out(spec)
     source, own_test = open_source(spec), open_test_source(spec)
     rows = tokenise(spec, source, own_test, tokenizer, progress)
     _refuse_empty(source.name, rows)
@@ -105,6 +106,17 @@ def load_eval_data(source: str, like: DataSpec, tokenizer: TextTokenizer) -> Exa
     order = np.argsort(rows.hashes[kept], kind="stable")
     size = DEFAULT_MOST if like.test_size is None else like.test_size
     return ExampleStore(rows.folder, rows.stored(np.sort(kept[order[:size]])))
+
+
+def _refuse_no_held_out(spec: DataSpec) -> None:
+    """Settings are chosen on one held-out split and every claim is made on the other: a run needs both."""
+    for name, size in (("validation_size", spec.validation_size), ("test_size", spec.test_size)):
+        if size is not None and size < 1:
+            flag = "--" + name.replace("_", "-")
+            raise DataError(
+                f"data.{name} is {size}, and {spec.source} would be measured on nothing; "
+                f"give at least {flag} 1, or leave {flag} out for 5 %"
+            )
 
 
 def _refuse_empty(where: str, rows: TokenizedRows) -> None:

@@ -73,7 +73,8 @@ def split(
 
 
 def _usable(own_test: Hashes, hashes: Hashes, test_size: int | None, where: str) -> tuple[Indices, int]:
-    """Rows of an own test split whose prompts stand nowhere else, and how many others there are."""
+    """Rows of an own test split whose prompts stand nowhere else, as many as wanted and chosen by their hashes; and how
+    many rows have their prompt in the training data."""
     seen = np.isin(own_test, hashes)
     usable = np.flatnonzero(~seen)
     if not usable.size:
