@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from data.rows_on_disk import PAIR, SHORT, all_texts, jsonl, questions, texts
 from data.tokenizers_on_disk import text_tokenizer, with_loss
 from lowregret.data import generated
 from lowregret.data.examples import ExampleStore
@@ -20,35 +20,15 @@ from lowregret.data.tokenizer import TextTokenizer
 from lowregret.errors import DataError
 from lowregret.specs import DataSpec
 
-SHORT: dict[str, Any] = {"validation_size": 1, "test_size": 1}
-PAIR = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
-
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
     return text_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
-def jsonl(file: Path, rows: Sequence[Any]) -> str:
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(file)
-
-
-def questions(number: int) -> list[dict[str, Any]]:
-    return [{"question": f"question {k}", "answer": f"answer {k}"} for k in range(number)]
-
-
-def texts(tokenizer: TextTokenizer, store: ExampleStore) -> list[str]:
-    return [tokenizer.decode(store[index][0].tolist()) for index in range(len(store))]
-
-
 def prompts(tokenizer: TextTokenizer, store: ExampleStore) -> set[str]:
     """The prompt of every example, the template's words left out."""
     return {text.removeprefix("user\n").split("\nassistant\n")[0].strip() for text in texts(tokenizer, store)}
-
-
-def all_texts(tokenizer: TextTokenizer, data: TokenizedData) -> list[str]:
-    return [text for store in (data.train, data.validation, data.test) for text in texts(tokenizer, store)]
 
 
 ROWS: dict[str, tuple[dict[str, Any], str]] = {
@@ -118,8 +98,8 @@ def test_renamed_columns(tmp_path: Path, tokenizer: TextTokenizer) -> None:
         ([], {}, "it has no rows"),
         (questions(3), {"test_size": 3}, "3 test and 1 validation examples leave nothing of 3"),
         ([{"question": "q", "answer": str(k)} for k in range(9)], {}, "too few different prompts in 9 rows"),
-        (questions(9), {"test_size": 0}, "test_size is 0: .*; give at least --test-size 1, or leave --test-size out"),
-        (questions(9), {"validation_size": 0}, "validation_size is 0: .*; give at least --validation-size 1"),
+        (questions(9), {"test_size": 0}, "test_size is 0, .*; give at least --test-size 1, or leave --test-size out"),
+        (questions(9), {"validation_size": 0}, "validation_size is 0, and .*; give at least --validation-size 1"),
         (questions(9), {"test_size": -1}, "test_size is -1"),
     ],
 )

@@ -20,6 +20,8 @@ class Message:
     role: Role
     """`text` is a whole document without turns: every token of it carries loss."""
     content: str
+    calls_tools: bool = False
+    """The turn asks for tools by something other than its text, which no rendering here shows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,11 @@ class Conversation:
 
     @property
     def is_empty(self) -> bool:
-        """No answer to learn from, or an empty one at the end."""
+        """No answer to learn from, or one that is empty: it would teach to say nothing."""
         answers = [m.content for m in self.messages if m.role in ("assistant", "text")]
-        return not answers or not answers[-1].strip()
+        return not answers or not all(answer.strip() for answer in answers)
+
+    @property
+    def calls_tools(self) -> bool:
+        """A turn of the assistant asks for tools."""
+        return any(message.calls_tools for message in self.messages)

@@ -1,11 +1,12 @@
 """Rows of the field's usual formats as conversations.
 
-`detect` finds the format from the columns; `converter` gives the function from a row to a `Conversation`, or None where
-the row has nothing to learn from. A column that is missing or of the wrong type is an error that names row and column.
+`detect` finds the format from the columns; `converter` gives the function from a row to a `Conversation`. A column that
+is missing or of the wrong type is an error that names row and column; None and NaN are missing values, read as empty.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -21,6 +22,8 @@ SHAREGPT_ROLES = {
     "assistant": "assistant",
     "tool": "tool",
 }
+TOOL_CALLS = ("tool_calls", "function_call")
+"""Keys of a turn that hold what it asks of tools."""
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "messages": ("messages",),
@@ -84,7 +87,7 @@ class _Fields:
             raise DataError(
                 f"{self.where}: column {actual!r} is missing; it has {found}; add it, or rename one with --columns"
             )
-        return self.row[actual]
+        return None if _is_nan(self.row[actual]) else self.row[actual]
 
     def text(self, column: str) -> str:
         value = self.raw(column)
@@ -95,8 +98,8 @@ class _Fields:
         return str(value)
 
     def optional(self, column: str) -> str:
-        """Text of a column that need not be there."""
-        return self.text(column) if self.renames.get(column, column) in self.row else ""
+        """Text of a column that need not be there, unless it was renamed: who names a column means one that is."""
+        return self.text(column) if column in self.renames or column in self.row else ""
 
     def system(self) -> list[Message]:
         """A system turn from the column of that name, where it holds something."""
@@ -128,13 +131,15 @@ class _Fields:
                     f"{self.where}: turn {index} of {column!r} has the role {fields[role_key]!r}; "
                     f"known: {', '.join(roles)}"
                 )
-            messages.append(Message(role=cast(Role, role), content=self._content(fields[text_key], column, index)))
+            content = self._content(fields[text_key], column, index)
+            calls = role == "assistant" and any(_is_there(fields.get(key)) for key in TOOL_CALLS)
+            messages.append(Message(role=cast(Role, role), content=content, calls_tools=calls))
         return messages
 
     def _content(self, value: Any, column: str, index: int) -> str:
         if isinstance(value, str):
             return value
-        if value is None:
+        if value is None or _is_nan(value):
             return ""
         if isinstance(value, Sequence):
             parts = cast("Sequence[Any]", value)
@@ -143,6 +148,16 @@ class _Fields:
         raise DataError(
             f"{self.where}: turn {index} of {column!r} holds {type(value).__name__}, text or text parts are needed"
         )
+
+
+def _is_nan(value: Any) -> bool:
+    """How tables write a missing cell where a column holds numbers."""
+    return isinstance(value, float) and math.isnan(value)
+
+
+def _is_there(value: Any) -> bool:
+    """Whether an optional key of a turn says anything; tables write all their keys into every turn."""
+    return bool(value) and not _is_nan(value)
 
 
 def _messages(fields: _Fields) -> list[Message]:

@@ -123,7 +123,12 @@ def _refuse_empty(where: str, rows: TokenizedRows) -> None:
     report = rows.report
     if rows.kept[: len(rows.hashes)].any():
         return
-    reasons = {"without an answer": report.empty, "too long": report.overlong, "with no token to learn": report.masked}
+    reasons = {
+        "without an answer": report.empty,
+        "that call tools": report.tool_calls,
+        "too long": report.overlong,
+        "with no token to learn": report.masked,
+    }
     counts = ", ".join(f"{number} {reason}" for reason, number in reasons.items() if number) or "it has no rows"
     raise DataError(
         f"{where}: nothing is left of {report.read} rows ({counts}); check the format, the columns and --max-length"

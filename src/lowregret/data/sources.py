@@ -16,6 +16,8 @@ from lowregret.errors import DataError
 from lowregret.specs import DataSpec
 
 Row = Mapping[str, Any]
+CSV_MISSING = ("nan", "NaN")
+"""What a table's missing number becomes when it is written as CSV; an empty cell is empty as it is."""
 FILE_KINDS = (".jsonl", ".json", ".csv", ".parquet")
 
 
@@ -196,7 +198,7 @@ def _csv_rows(path: Path) -> Iterator[Row]:
                     raise DataError(
                         f"{path}, line {reader.line_num} has more cells than the header; quote cells that hold commas"
                     )
-                yield row
+                yield {column: None if cell in CSV_MISSING else cell for column, cell in row.items()}
         except csv.Error as error:
             raise DataError(f"{path}, line {reader.line_num}: {error}; mend it, or save it as JSONL") from error
 

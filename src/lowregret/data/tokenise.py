@@ -32,7 +32,7 @@ Progress = Callable[[int, int | None], None]
 """Called with the rows done and, where known, the rows there are."""
 CHUNK = 512
 """Rows tokenised at once."""
-LAYOUT = 2
+LAYOUT = 3
 """Version of the cache's layout and of the rules that make it."""
 HASHES, KEPT, SUMMARY = "hashes.npy", "kept.npy", "summary.json"
 
@@ -48,7 +48,9 @@ class DataReport:
     read: int = 0
     kept: int = 0
     empty: int = 0
-    """Rows without an answer; dropped."""
+    """Rows without an answer, or with an empty one; dropped."""
+    tool_calls: int = 0
+    """Rows in which the assistant calls tools, which chat templates are not asked to render here; dropped."""
     overlong: int = 0
     """Rows longer than max_length; dropped."""
     truncated: int = 0
@@ -199,7 +201,9 @@ class _Tokenising:
                 convert = converter(name, self.spec.columns, source.name)
             self.report.read += 1
             conversation = convert(number, row)
-            if conversation.is_empty:
+            if conversation.calls_tools:
+                self.report.tool_calls += 1
+            elif conversation.is_empty:
                 self.report.empty += 1
             else:
                 yield number, conversation
