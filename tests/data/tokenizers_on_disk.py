@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from lowregret.data.tokenizer import TextTokenizer
 
@@ -37,6 +37,14 @@ OPENS_REASONING = (
 NO_HEADER = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
 )
+INST = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}"
+    "[INST] {{ message['content'] }} [/INST]{% else %}ANSWER{{ eos_token }}{% endif %}{% endfor %}"
+)
+"""As of Llama 2 and Mistral: no header opens an answer; `ANSWER` stands for how each of them spaces it."""
+INST_SPACED = INST.replace("ANSWER", " {{ message['content'] | trim }} ")
+INST_LED = INST.replace("ANSWER", " {{ message['content'] }}")
+INST_TIGHT = INST.replace("ANSWER", "{{ message['content'] }}")
 SPECIAL = (
     "<|begin_of_text|>",
     "<|end_of_text|>",
@@ -74,6 +82,27 @@ def tokenizer_folder(
     if template is not None:
         config["chat_template"] = template
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def metaspace_tokenizer(folder: Path, template: str, kind: Literal["always", "first", "legacy"]) -> Path:
+    """A BPE as of SentencePiece: a blank is `▁` and begins the word's token. `legacy` spells it by a normalizer."""
+    letters = [chr(code) for code in range(33, 127)]
+    merges = [("▁", "w"), ("o", "r"), ("▁w", "or"), ("▁wor", "d"), ("▁", "[")]
+    pieces = [BOS, EOS, "▁", "\n", *letters, *(a + b for a, b in merges)]
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    if kind == "legacy":
+        steps = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        tokenizer.normalizer = normalizers.Sequence(steps)  # pyright: ignore[reportAttributeAccessIssue]
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=kind)
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
+    tokenizer.add_special_tokens([BOS, EOS])
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BOS, "eos_token": EOS}
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": template}))
     return folder
 
 

@@ -32,7 +32,7 @@ Progress = Callable[[int, int | None], None]
 """Called with the rows done and, where known, the rows there are."""
 CHUNK = 512
 """Rows tokenised at once."""
-LAYOUT = 3
+LAYOUT = 4
 """Version of the cache's layout and of the rules that make it."""
 HASHES, KEPT, SUMMARY = "hashes.npy", "kept.npy", "summary.json"
 

@@ -24,6 +24,8 @@ from lowregret.data.templates import PLAIN_TEMPLATE, ChatTemplate, find_template
 from lowregret.errors import DataError, ModelError
 
 LossOn = Literal["all", "last"]
+STAND_IN = "\ue000answer\ue000"
+"""Put in an answer's place to see where a template writes it; private-use characters stand in no text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,10 +138,11 @@ class TextTokenizer:
         encodings = self._tokenizer.encode_batch([item.text for item in rendered], add_special_tokens=False)
         made: list[Encoded] = []
         for item, encoding in zip(rendered, encodings, strict=True):
-            starts = np.fromiter((start for start, _ in encoding.offsets), dtype=np.int64, count=len(encoding.ids))
+            starts, ends = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2).T
             completion = np.zeros(len(encoding.ids), dtype=np.bool_)
             for begin, end in item.spans:
-                completion |= (starts >= begin) & (starts < end)
+                # A token that begins with the blank before an answer holds its first word; one may hold nothing at all.
+                completion |= ((ends > begin) | (starts >= begin)) & (starts < end)
             tokens = np.array(encoding.ids, dtype=np.int32)
             made.append(Encoded(tokens=tokens, completion=completion, turns_without_loss=item.turns_without_loss))
         return made
@@ -179,31 +182,42 @@ class TextTokenizer:
         upto = full if index == len(messages) - 1 else self._text_of(messages[: index + 1])
         # What follows the end-of-turn token (a line break) is never generated: no loss on it.
         end = len(upto.rstrip())
-        content = messages[index].content
-        if content not in upto:
-            content = content.strip()  # as many templates do
-        begin = self._answer_start(messages, index, upto, content)
+        begin = self._answer_start(messages, index, upto)
         if begin is None:
             return None
         if full.startswith(upto[:end]):
             return begin, end
         # The template adds something to the newest answer only (an empty reasoning block): take the rest.
-        at = upto.find(content, begin)
-        rest = upto[at:end]
-        return (begin, begin + len(rest)) if at >= 0 and full.startswith(upto[:begin] + rest) else None
+        at = self._place_of_content(messages, index, upto)
+        if at is None or not full.startswith(upto[:begin] + upto[at:end]):
+            return None
+        return begin, begin + end - at
 
-    def _answer_start(self, messages: Sequence[Message], index: int, upto: str, content: str) -> int | None:
+    def _answer_start(self, messages: Sequence[Message], index: int, upto: str) -> int | None:
         """Where the model takes over: after the header that the template writes when asked to open an answer."""
         # Some templates look at the first turn; where the answer is the first, there is no prompt to show them.
         before = self._text_of(messages[:index], open_answer=True) if index else ""
-        if upto.startswith(before + content):
-            return len(before)
         closed = self._text_of(messages[:index]) if index else ""
-        if upto.startswith(before) and before != closed:
+        if before != closed and upto.startswith(before):
             return len(before)
         # The template has no such header, or one that finished answers lack (it opens a reasoning block).
-        at = upto.find(content, len(closed)) if upto.startswith(closed) else -1
-        return at if at >= 0 else None
+        at = self._place_of_content(messages, index, upto)
+        if at is not None and upto.startswith(closed) and not upto[len(closed) : at].strip():
+            # Nothing but a blank stands between prompt and answer: the model writes that too.
+            return len(closed)
+        return at
+
+    def _place_of_content(self, messages: Sequence[Message], index: int, upto: str) -> int | None:
+        """Where in `upto` the template wrote an answer, up to blanks at its ends; None where it changed the answer.
+
+        The place is that of a stand-in: the answer's own words may stand in the prompt, the header or a tag too.
+        """
+        probe = self._text_of([*messages[:index], Message(role="assistant", content=STAND_IN)])
+        header, found, footer = probe.rpartition(STAND_IN)
+        if not found or not upto.startswith(header) or not upto.endswith(footer):
+            return None
+        written = upto[len(header) : len(upto) - len(footer)]
+        return len(header) if written.strip() == messages[index].content.strip() else None
 
     def _text_of(self, messages: Sequence[Message], *, open_answer: bool = False) -> str:
         return (self._bos if self._plain else "") + self._template.render(messages, open_answer=open_answer)
