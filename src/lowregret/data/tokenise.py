@@ -1,10 +1,12 @@
 """Rows to tokens on disk, once: cached by the content of the data, the tokenizer and all of the spec that matters here.
 
-Guarantee: no more than `CHUNK` rows are held as text; what stays in memory is about 30 bytes a row.
+Guarantee: no more than `CHUNK` rows or `CHUNK_CHARACTERS` and one row are held as text; what stays in memory is about
+30 bytes a row. An entry of the cache is whole or not there, also where two processes make the same one.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -32,6 +34,8 @@ Progress = Callable[[int, int | None], None]
 """Called with the rows done and, where known, the rows there are."""
 CHUNK = 512
 """Rows tokenised at once."""
+CHUNK_CHARACTERS = 4_000_000
+"""Characters tokenised at once, where rows are long: each takes about 100 bytes on the way."""
 LAYOUT = 4
 """Version of the cache's layout and of the rules that make it."""
 HASHES, KEPT, SUMMARY = "hashes.npy", "kept.npy", "summary.json"
@@ -107,9 +111,7 @@ def tokenise(
         try:
             _make(folder, spec, source, own_test, tokenizer, progress or (lambda done, total: None))
         except OSError as error:
-            raise DataError(
-                f"can't write the tokenised data to {folder}: {error}; free some disk or set LOWREGRET_CACHE"
-            ) from error
+            raise DataError(_why_not_written(folder, error)) from error
     summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
     hashes: Hashes = np.load(folder / HASHES)
     number: int = summary["rows"]
@@ -121,6 +123,15 @@ def tokenise(
         report=DataReport(**summary["report"]),
         content_hash=content_hash,
     )
+
+
+def _why_not_written(folder: Path, error: OSError) -> str:
+    where = f"can't write the tokenised data to {folder}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{where}: no space left; free some disk, or set LOWREGRET_CACHE to a folder on another"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{where} ({error.strerror}); check its permissions, or set LOWREGRET_CACHE to a folder of your own"
+    return f"{where} ({error.strerror or error}); check the path, or set LOWREGRET_CACHE to another folder"
 
 
 def _content_hash(spec: DataSpec, source: Source, own_test: Source | None, tokenizer: TextTokenizer) -> str:
@@ -151,12 +162,33 @@ def _make(
         np.save(temporary / KEPT, np.array(work.kept, dtype=np.bool_))
         summary = {"rows": number, "report": asdict(work.report)}
         (temporary / SUMMARY).write_text(json.dumps(summary), encoding="utf-8")
-        if (folder / SUMMARY).is_file():
-            return  # another process was faster
-        shutil.rmtree(folder, ignore_errors=True)  # torn by hand
-        os.rename(temporary, folder)
+        _move_into_place(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _move_into_place(made: Path, folder: Path) -> None:
+    """Rename, unless another process was faster: then its entry stays, made from the same rows by the same rules."""
+    try:
+        os.rename(made, folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        if not (folder / SUMMARY).is_file():  # torn by hand
+            shutil.rmtree(folder)
+            os.rename(made, folder)
+
+
+def _chunk(rows: Iterator[Rendered]) -> list[Rendered]:
+    """The next rows, as many as are tokenised at once."""
+    chunk: list[Rendered] = []
+    characters = 0
+    for row in islice(rows, CHUNK):
+        chunk.append(row)
+        characters += len(row.text)
+        if characters >= CHUNK_CHARACTERS:
+            break
+    return chunk
 
 
 class _Tokenising:
@@ -171,7 +203,7 @@ class _Tokenising:
     def add(self, source: Source, limit: int | None) -> None:
         """Tokenise the rows of one source."""
         rows = self._rendered(source, limit)
-        while chunk := list(islice(rows, CHUNK)):
+        while chunk := _chunk(rows):
             for encoded in self.tokenizer.encode_rendered(chunk):
                 fitted = self._fit(encoded)
                 self.kept.append(fitted is not None)
