@@ -13,6 +13,7 @@ from typing import Any
 
 from lowregret.data import generated
 from lowregret.errors import DataError
+from lowregret.folders import file_digest
 from lowregret.specs import DataSpec
 
 Row = Mapping[str, Any]
@@ -132,8 +133,7 @@ def open_file(path: Path, spec: DataSpec) -> Source:
     if path.suffix.lower() not in FILE_KINDS:
         raise DataError(f"data file {path} is of an unknown kind; use one of {', '.join(FILE_KINDS)}")
     try:
-        with path.open("rb") as handle:
-            digest = hashlib.file_digest(handle, "sha256").hexdigest()
+        digest = file_digest(path)
     except OSError as error:
         raise DataError(f"data file {path} can't be read ({error.strerror}); check its permissions") from error
     return Source(name=path.name, content_hash=digest, path=path, spec=spec, split=None)
