@@ -7,7 +7,7 @@ import errno
 import hashlib
 import os
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import pytest
 
@@ -96,7 +96,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     digest_of = hashlib.file_digest
 
-    def counted(handle: BinaryIO, name: str) -> object:
+    def counted(handle: Any, name: str) -> object:
         names.append(Path(handle.name).name)
         return digest_of(handle, name)
 

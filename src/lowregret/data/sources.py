@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import csv
-import errno
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from lowregret.data import generated
 from lowregret.errors import DataError
 from lowregret.folders import file_digest
+from lowregret.hub import hub_trouble
 from lowregret.specs import DataSpec
 
 Row = Mapping[str, Any]
@@ -238,36 +239,20 @@ def _hub_split_names(spec: DataSpec) -> list[str]:
         return list(datasets.get_dataset_split_names(spec.source, spec.config))
 
 
-class _hub_errors:  # noqa: N801 - reads as a statement: with _hub_errors(spec)
+@contextmanager
+def _hub_errors(spec: DataSpec) -> Iterator[None]:
     """Turns what the hub's libraries raise into one line that says what to do."""
-
-    def __init__(self, spec: DataSpec) -> None:
-        self.spec = spec
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
-        from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-
-        name = self.spec.source
-        # datasets reports a gated set as one that does not exist; the hub's own word is the cause.
-        if isinstance(error, GatedRepoError) or (error and isinstance(error.__cause__, GatedRepoError)):
-            raise DataError(f"data set {name} is gated; accept its terms on the hub and run `hf auth login`") from error
-        if isinstance(error, DataFilesNotFoundError):
-            raise DataError(f"data set {name} has no data files that can be read; give a local file") from error
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DataError(f"data set {name}: no space left to store it; free some disk") from error
-        if isinstance(error, RepositoryNotFoundError | DatasetNotFoundError):
-            raise DataError(f"the hub has no data set {name}; check the id, or give a local file") from error
+    name = spec.source
+    try:
+        yield
+    except Exception as error:
         if isinstance(error, RuntimeError) and "script" in str(error):
             raise DataError(
                 f"data set {name} needs code from the hub, which is never run; convert it to files"
             ) from error
-        if isinstance(error, ValueError):
+        if type(error) is ValueError:
             raise DataError(f"data set {name}: {str(error).splitlines()[0]}; set --config and --split") from error
-        if isinstance(error, ConnectionError | OSError):
-            raise DataError(
-                f"data set {name} is not in the local cache and the hub can't be reached; give a local file"
-            ) from error
+        trouble = hub_trouble(error, what=f"data set {name}", instead="a local file")
+        if trouble is not None:
+            raise DataError(trouble) from error
+        raise

