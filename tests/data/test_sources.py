@@ -6,6 +6,7 @@ import errno
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub.errors import GatedRepoError
 
-from lowregret.data.sources import open_source, open_test_source
+from lowregret.data.sources import open_source, open_test_source, parse_source
 from lowregret.data.splits import split
 from lowregret.errors import DataError
 from lowregret.specs import DataSpec
@@ -33,6 +34,11 @@ def test_what_names_a_part_of_a_hub_data_set_is_refused_beside_a_file(spec: Data
         open_source(replace(spec, config="main"))
     with pytest.raises(DataError, match=r"data.split is 'test'"):
         open_source(replace(spec, split="test"))
+    with pytest.raises(DataError, match=r"data.config is 'main', and facts is no hub data set"):
+        open_source(DataSpec(source="facts", config="main"))
+    named: dict[str, Any] = {**parse_source(f"{spec.source}::validation")}
+    with pytest.raises(DataError, match=r"data.split is 'validation'"):
+        open_source(DataSpec(**named))
     with pytest.raises(DataError, match="stands beside test_source"):
         open_test_source(replace(spec, test_source=spec.source, test_split="test"))
 
@@ -55,6 +61,19 @@ def test_what_a_hub_s_library_raises_becomes_its_own_line(raised: str, said: str
     monkeypatch.setattr(datasets, "load_dataset", fail)
     with pytest.raises(DataError, match=said):
         open_source(DataSpec(source="owner/name"))
+
+
+def test_parquet_of_long_rows_is_read_a_part_at_a_time(tmp_path: Path):
+    file, rng = tmp_path / "rows.parquet", np.random.default_rng(0)
+    # 4096 rows that do not compress, 32 MB: one row group, as most writers make.
+    column = pyarrow.array([rng.bytes(4000).hex() for _ in range(4096)])
+    pyarrow.parquet.write_table(pyarrow.table({"text": column}), file, use_dictionary=False)
+    del column
+    before = pyarrow.total_allocated_bytes()
+    rows = open_source(DataSpec(source=str(file))).rows()
+    assert len(next(rows)["text"]) == 8000
+    held = pyarrow.total_allocated_bytes() - before
+    assert held < 16 << 20
 
 
 def test_parquet_of_several_parts_is_read_in_order(tmp_path: Path):

@@ -1,7 +1,10 @@
-"""A cached hub folder counts as whole only with all its weights; a revision is a hub model's."""
+"""A cached hub folder counts as whole only with all its weights; a revision is a hub model's; a GGUF is read once."""
 
+import hashlib
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,3 +36,27 @@ def test_a_folder_has_no_revisions(tmp_path: Path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ModelError, match="leave --revision out"):
         locate_model(ModelSpec(source=str(tmp_path), revision="main"))
+    with pytest.raises(ModelError, match="leave --revision out"):
+        locate_model(ModelSpec(source="smollm2-135m", revision="main"))
+
+
+def test_a_gguf_that_was_dequantised_is_read_for_its_digest_once(
+    tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+):
+    file = tmp_path / "tiny.gguf"
+    file.write_bytes(b"GGUF")
+    os.utime(file, (0, 0))
+    digest = hashlib.sha256(b"GGUF").hexdigest()
+    folder = own_cache / "models" / f"tiny-{digest[:12]}"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    read: list[str] = []
+    digest_of = hashlib.file_digest
+
+    def counted(handle: Any, name: str) -> object:
+        read.append(handle.name)
+        return digest_of(handle, name)
+
+    monkeypatch.setattr(hashlib, "file_digest", counted)
+    assert [locate_model(ModelSpec(source=str(file))).path for _ in range(3)] == [folder] * 3
+    assert read == [str(file)]

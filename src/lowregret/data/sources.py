@@ -209,8 +209,8 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
     import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            # The library's own 65,536 rows are gigabytes where rows are long.
+        # By itself the library fetches the file ahead and gives 65,536 rows at once: gigabytes where rows are long.
+        with pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
             for batch in file.iter_batches(batch_size=512):
                 yield from batch.to_pylist()
     except pyarrow.ArrowInvalid as error:
