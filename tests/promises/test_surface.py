@@ -115,6 +115,9 @@ OPTIONS = {
 --json
 --debug
 """,
+    "bases": """
+--debug
+""",
     "runs": """
 --json
 --debug

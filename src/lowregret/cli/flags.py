@@ -242,6 +242,19 @@ class Export:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Bases:
+    """Make the micro bases: small models that are pretrained here once, in minutes, and kept in the cache.
+
+    lowregret bases micro nano
+    """
+
+    names: Positional[tuple[str, ...]] = ()
+    """nano, micro, micro-64, micro-256 (all)."""
+    debug: Switch = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Runs:
     """List the runs under a folder: state, model, data, slots, and the held-out NLL of the best.
 
@@ -271,4 +284,4 @@ class Diagnose:
     """Show the traceback of an error."""
 
 
-Command = Sft | Plan | Export | Runs | Diagnose
+Command = Sft | Plan | Export | Runs | Diagnose | Bases

@@ -11,7 +11,7 @@ from typing import Annotated, cast
 import tyro
 from tyro.conf import subcommand
 
-from lowregret.cli.flags import Command, Diagnose, Export, Plan, Runs, Sft
+from lowregret.cli.flags import Bases, Command, Diagnose, Export, Plan, Runs, Sft
 from lowregret.cli.study_flags import Study
 from lowregret.errors import LowregretError
 
@@ -36,6 +36,7 @@ _COMMANDS = (
     | Annotated[Plan, subcommand("plan")]
     | Annotated[Study, subcommand("study")]
     | Annotated[Export, subcommand("export")]
+    | Annotated[Bases, subcommand("bases")]
     | Annotated[Runs, subcommand("runs")]
     | Annotated[Diagnose, subcommand("diagnose")]
 )
@@ -104,6 +105,10 @@ def _dispatch(command: Command | Study) -> int:
             from lowregret.cli.export import export
 
             return export(command)
+        case Bases():
+            from lowregret.cli.bases import bases
+
+            return bases(command)
         case Runs():
             from lowregret.cli.runs import runs
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from rich.console import Console
 
+from lowregret.cli.bases import ensure_bases
 from lowregret.cli.flags import Plan
 from lowregret.cli.machine import confirm_device, device_facts, planned_facts
 from lowregret.cli.prepare import (
@@ -58,6 +59,7 @@ def plan(command: Plan) -> int:
     console = Console(stderr=True)
     notify = notify_on(console)
     request = request_of(command)
+    ensure_bases([request.spec.model], notify=notify)
     model = locate_model(request.spec.model, weights=command.measure, notify=notify)
     data = None
     if command.tokens is None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
+from lowregret.cli.bases import ensure_bases
 from lowregret.cli.flags import Sft
 from lowregret.cli.live import Fan, display
 from lowregret.cli.machine import confirm_device, device_facts
@@ -105,6 +106,7 @@ def _start(command: Sft, request: Request, notify: Notify, console: Console) -> 
 
 def _find(spec: RunSpec, notify: Notify) -> _Materials:
     """Model and data, in tokens."""
+    ensure_bases([spec.model], notify=notify)
     model = locate_model(spec.model, notify=notify)
     tokenizer = TextTokenizer.from_folder(model.path)
     return _Materials(

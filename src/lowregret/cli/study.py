@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lowregret.cli.bases import ensure_bases
 from lowregret.cli.machine import confirm_device, device_facts
 from lowregret.cli.prepare import notify_on, silence_transformers
 from lowregret.cli.specs import numbers
@@ -40,6 +41,7 @@ def study(command: Study) -> int:
     if command.power:
         return _print_power(spec, command)
     facts = device_facts(spec.hardware.device)
+    ensure_bases([spec.model, *(model for question in spec.questions for model in question.models)], notify=notify)
     facts = confirm_device(spec.hardware.device, facts)
     context = prepare(spec, machine=facts)
     threads = spec.hardware.threads or facts.threads

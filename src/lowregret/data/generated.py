@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from lowregret.data import micro
 from lowregret.errors import DataError
 
 VERSION = 1
@@ -24,7 +25,7 @@ CONSONANTS, VOWELS = "bdfgklmnprstvz", "aeiou"
 
 def is_generated(source: str) -> bool:
     """Whether a source's name is that of a generated set."""
-    return source == "facts" or source.startswith(GYM)
+    return source == "facts" or source in micro.SOURCES or source.startswith(GYM)
 
 
 def check(source: str, size: int | None) -> int:
@@ -41,8 +42,10 @@ def check(source: str, size: int | None) -> int:
 
 
 def rows(source: str, *, size: int | None, seed: int) -> Iterator[dict[str, Any]]:
-    """Rows with `question` and `answer`; the same for the same name, size and seed."""
+    """Rows with `question` and `answer`, or with `text`; the same for the same name, size and seed."""
     number = check(source, size)
+    if source in micro.SOURCES:
+        return micro.rows(source, number, seed)
     return _facts(number, seed) if source == "facts" else _gym(source.removeprefix(GYM), number, seed)
 
 

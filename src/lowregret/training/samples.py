@@ -54,8 +54,13 @@ def write_samples(
 
 
 def split_at_completion(example: TokenizedExample) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Prompt tokens up to the first completion token, and that first run of completion tokens."""
+    """Prompt tokens up to the first completion token, and that first run of completion tokens.
+
+    A whole text has no prompt: its second half is asked for.
+    """
     first = int(np.argmax(example.completion))
+    if first == 0:
+        first = max(1, len(example.tokens) // 2)
     after = np.flatnonzero(~example.completion[first:])
     last = first + int(after[0]) if after.size else len(example.tokens)
     return tuple(map(int, example.tokens[:first])), tuple(map(int, example.tokens[first:last]))

@@ -1,0 +1,99 @@
+"""Is the planner's peak memory an upper bound, and a tight one? Predicted beside measured, one process a setting.
+
+    python benchmarks/memory.py --model smollm2-135m --data gsm8k/train.jsonl
+
+Every setting is a real `lowregret sft` of a few steps, evaluation included; its peak is what the system counted for the
+process, its prediction stands in the run's plan.toml. The promise: measured <= predicted <= 1.25 x measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from lowregret.specs import ResolvedPlan
+from lowregret.specs.codec import read_toml
+
+PROMISE = 1.25
+
+SETTINGS: dict[str, tuple[str, ...]] = {
+    "LoRA r8, bf16": ("--rank", "8"),
+    "LoRA r128, bf16": ("--rank", "128"),
+    "LoRA r1, r8, r64 in one bank": ("--rank", "1,8,64", "--batch-size", "4"),
+    "LoRA r16, 4096 tokens a micro-batch": ("--rank", "16", "--tokens-per-microbatch", "4096", "--batch-size", "32"),
+    "LoRA r16, 4096 tokens, checkpointing": (
+        *("--rank", "16", "--tokens-per-microbatch", "4096", "--batch-size", "32", "--activation-checkpointing"),
+    ),
+    "LoRA r16, fp32": ("--rank", "16", "--dtype", "fp32"),
+    "LoRA r16 with the unembedding": ("--rank", "16", "--unembed"),
+    "FullFT, bf16": ("--full",),
+    "FullFT matched, bf16": ("--full", "--support", "matched"),
+    "FullFT, fp32, checkpointing": ("--full", "--dtype", "fp32", "--activation-checkpointing"),
+}
+
+
+def main() -> None:
+    """Measure every setting and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--data", required=True, help="GSM8K's train.jsonl, or any file that lowregret reads")
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--only", help="part of a setting's name")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/memory.json"))
+    arguments = parser.parse_args()
+    rows: dict[str, dict[str, float]] = {}
+    for name, flags in SETTINGS.items():
+        if arguments.only is None or arguments.only in name:
+            rows[name] = measure(flags, arguments)
+            row = rows[name]
+            print(
+                f"{name:40} predicted {row['predicted_mib']:6.0f} MiB, measured {row['measured_mib']:6.0f} MiB, "
+                f"ratio {row['ratio']:.2f}",
+                flush=True,
+            )
+    ratios = [row["ratio"] for row in rows.values()]
+    summary: dict[str, Any] = {
+        "settings": rows,
+        "smallest_ratio": min(ratios),
+        "largest_ratio": max(ratios),
+        "kept": min(ratios) >= 1 and max(ratios) <= PROMISE,
+        "device": arguments.device,
+        "threads": os.cpu_count(),
+    }
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(summary, indent=1) + "\n")
+    print(f"ratios {min(ratios):.2f} to {max(ratios):.2f}; promise {'kept' if summary['kept'] else 'broken'}")
+
+
+def measure(flags: tuple[str, ...], arguments: argparse.Namespace) -> dict[str, float]:
+    """One run: what its plan said and what it took."""
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "run"
+        command = [
+            *(sys.executable, "-m", "lowregret", "sft", "--model", arguments.model, "--data", arguments.data),
+            *("--validation-size", "16", "--test-size", "16", "--limit", "1000", "--device", arguments.device),
+            *("--steps", str(arguments.steps), "--out", str(out), "--json", *flags),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise SystemExit(f"{' '.join(flags)} failed:\n{done.stderr[-2000:]}")
+        measured = json.loads(done.stdout)["peak_memory_bytes"]
+        parts = read_toml(ResolvedPlan, out / "plan.toml").memory_bytes
+    predicted = parts["total"]
+    return {
+        "predicted_mib": predicted / 2**20,
+        "measured_mib": measured / 2**20,
+        "ratio": predicted / measured,
+        **{f"{name}_mib": size / 2**20 for name, size in parts.items() if name != "total"},
+    }
+
+
+if __name__ == "__main__":
+    main()
