@@ -1,7 +1,7 @@
 # Everything from a fresh clone: `make run` and `make test` make what they need. Only Python 3.11 or newer with pip
 # and venv has to be there. `make help` lists the targets.
 
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 INPUTS := pyproject.toml constraints.txt Makefile
