@@ -31,7 +31,8 @@ def dequantise(file: Path, folder: Path) -> None:
         )
         tokenizer.save_pretrained(temporary)
         model.save_pretrained(temporary, safe_serialization=True)
-        os.rename(temporary, folder)
+        if not (folder / "config.json").is_file():  # another process may have been faster; it made the same
+            os.rename(temporary, folder)
     except ImportError as error:
         raise ModelError(f"reading {file.name} needs the package gguf: pip install '.[demo]'") from error
     except (ValueError, KeyError, NotImplementedError) as error:

@@ -172,7 +172,7 @@ def _data(spec: DataSpec) -> None:
     _at_least(spec.max_length, 2, "data.max_length", "2048 is the default")
     for name, value in (("validation_size", spec.validation_size), ("test_size", spec.test_size)):
         if value is not None:
-            _at_least(value, 0, f"data.{name}", "leave it out for 5 %")
+            _at_least(value, 1, f"data.{name}", "leave it out for 5 %")
     if spec.limit is not None:
         _at_least(spec.limit, 1, "data.limit", "leave it out for all rows")
 
