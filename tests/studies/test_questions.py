@@ -138,7 +138,7 @@ def test_a_seed_decides_a_and_the_order_and_the_rounding(base: Base):
         ({"seeds": ()}, "seeds: a question needs at least one"),
         ({"train": TrainSpec()}, "train.steps is missing"),
         ({"protocol": "batch-size"}, "needs at least two batch sizes"),
-        ({"protocol": "capacity"}, "needs data of known bits"),
+        ({"protocol": "capacity"}, "needs loads and bits_per_example"),
     ],
 )
 def test_a_question_that_can_not_be_asked(change: dict[str, object], said: str, base: Base):

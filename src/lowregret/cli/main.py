@@ -19,8 +19,9 @@ DESCRIPTION = """\
 lowregret answers one question with evidence: will LoRA match full fine-tuning on this model and this data, and with
 which settings? `plan` computes what a run would do, without loading weights. `sft` trains adapters of many ranks and
 learning rates in one pass over one frozen base, measures the loss on held-out data as it goes, and leaves a run
-directory with the adapters, their curves and a report. `diagnose` finds what went wrong in
-one. `export` writes an adapter for PEFT, or merges it.
+directory with the adapters, their curves and a report. `study` runs an experiment of the paper on your model and data
+and gives a verdict with its interval. `diagnose` finds what went wrong in a run or a study. `export` writes an adapter
+for PEFT, or merges it.
 
 Start here:
 

@@ -24,7 +24,7 @@ class Study:
     """
 
     what: Positional[Annotated[str | None, arg(metavar="[PROTOCOL|STUDY.toml]", help_behavior_hint="")]] = None
-    """rank, learning-rate, batch-size, layers, early, ratio or certify; or a spec file with several questions."""
+    """rank, learning-rate, batch-size, layers, early, ratio, cost or certify; or a spec file with several questions."""
     model: Text = None
     """Hub id, local folder, .gguf file, a packaged name, or micro, nano (made here in minutes)."""
     data: Text = None
