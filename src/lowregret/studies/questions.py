@@ -256,7 +256,7 @@ def _capacity(build: _Builder) -> list[ArmTemplate]:
     """Every rank on data sets of several sizes, each seen `train.epochs` times: how many bits does it hold?"""
     question = build.question
     if not question.loads or question.bits_per_example <= 0:
-        raise SpecError("capacity: needs loads and bits_per_example; write them in a spec file (papers/laptop.toml has one)")
+        raise SpecError("capacity: needs loads and bits_per_example; write a spec file, such as papers/laptop.toml")
     arms: list[ArmTemplate] = []
     for rank in question.ranks:
         params = _params(build, "all", rank)
