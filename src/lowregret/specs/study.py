@@ -28,6 +28,10 @@ class GridSpec:
     """Learning rates of a `fixed` grid."""
     full_rates: tuple[float, ...] = ()
     """Those of full fine-tuning on a `fixed` grid. Empty: `rates`."""
+    start: float | None = None
+    """Where adapters begin on an `adaptive` or `paper` grid. None: the planner's rate; small models lie far from it."""
+    full_start: float | None = None
+    """The same of full fine-tuning."""
     factor: float = QUARTER_DECADE
     """Between neighbouring rates. A quarter of a decade is the coarsest that a quadratic in log LR follows."""
     points: int = 6

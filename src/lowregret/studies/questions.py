@@ -162,7 +162,11 @@ class _Builder:
             train=replace(train or self.question.train, num_samples=0),
             hardware=self.hardware,
         )
-        return ArmTemplate(arm=arm, run=run, start=slot_rate(run.slots[0], run, self.shape, arm.steps).value)
+        grid = self.question.grid
+        start = grid.full_start if arm.method == "full" else grid.start
+        if start is None:
+            start = slot_rate(run.slots[0], run, self.shape, arm.steps).value
+        return ArmTemplate(arm=arm, run=run, start=start)
 
 
 def _ranks_and_full(build: _Builder) -> list[ArmTemplate]:
