@@ -28,8 +28,8 @@ def test_sentences_have_the_stated_entropy(order: int):
     plug_in = -sum(n * math.log(n / sum(c.values())) for c in counts.values() for n in c.values()) / total
     each = -sum(p * math.log(p) for p in micro.SUCCESSORS)
     assert plug_in == pytest.approx(each, rel=0.02)
-    # A sentence of 32 words has 32 tokens with loss: 31 further words and the end.
-    expected = ((order - 1) * math.log(micro.STATES[order]) + (32 - order) * each) / 32
+    # A sentence of 31 words has 31 tokens with loss: 30 further words and the end.
+    expected = ((order - 1) * math.log(micro.STATES[order]) + (31 - order) * each) / 31
     assert micro.entropy(order) == pytest.approx(expected)
 
 

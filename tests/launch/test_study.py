@@ -113,6 +113,49 @@ def test_two_workers_find_the_same_and_one_may_die(finished: Path, materials: Pa
         assert mine["estimate"] == pytest.approx(other["estimate"], abs=1e-4)
 
 
+def test_asked_to_stop_it_stops_its_workers_and_goes_on_later(finished: Path, materials: Path, tmp_path: Path):
+    out = tmp_path / "stopped"
+    command = [sys.executable, "-m", "lowregret", *flags(materials, *RATES, "--workers", "2", "--out", str(out))]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while len(list(out.glob("cells/*/record.json"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    workers = workers_of(process.pid)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert f"go on with: lowregret study --resume {out}" in errors
+    assert not any(alive(worker) for worker in workers)
+    assert run(["study", "--resume", str(out)]) == 0
+    assert [finding["verdict"] for finding in findings(out)] == [finding["verdict"] for finding in findings(finished)]
+
+
+def test_workers_end_with_a_study_that_was_killed(materials: Path, tmp_path: Path):
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "lowregret", *flags(materials, *RATES, "--workers", "2", "--out", str(out))]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(out.glob("cells/*/record.json")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    workers = workers_of(process.pid)
+    assert len(workers) == 2
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    deadline = time.monotonic() + 20
+    while any(alive(worker) for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(alive(worker) for worker in workers)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process still runs; one that has ended and waits to be counted does not."""
+    status = Path(f"/proc/{pid}/stat")
+    try:
+        return status.read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def workers_of(pid: int) -> list[int]:
     """Processes that were spawned by this one to train."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -156,6 +157,8 @@ def _train(
     from lowregret.training.sft import Interrupted
 
     with ExitStack() as stack:
+        # Where workers train, nothing here listens for it otherwise.
+        stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, signal.default_int_handler))
         shown = stack.enter_context(display_study(console))
         executor: Executor = InProcess()
         if spec.workers > 1:

@@ -19,8 +19,8 @@ VOCABULARY: tuple[str, ...] = (END, *(f"w{k}" for k in range(575)))
 VALUES, NAMES, NUMBERS = range(256), range(256, 512), range(512, 543)
 MAXIMUM, PLUS, EQUALS = "w543", "w544", "w545"
 
-SENTENCE = 32
-"""Words of a row of `markov`."""
+SENTENCE = 31
+"""Words of a row of `markov`: 32 tokens with the end."""
 SUCCESSORS = (0.4, 0.3, 0.2, 0.1)
 """Probabilities of what may follow a context; which words these are differs by context and language."""
 STATES = {1: 64, 2: 24}
@@ -72,7 +72,7 @@ def entropy(order: int, length: int = SENTENCE) -> float:
     The first word carries no loss; the rest of the first `order` are uniform; the end is certain.
 
     >>> round(entropy(1), 4)
-    1.2399
+    1.2386
     """
     each = -sum(p * math.log(p) for p in SUCCESSORS)
     return ((order - 1) * math.log(STATES[order]) + (length - order) * each) / length

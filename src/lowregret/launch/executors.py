@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -76,15 +78,32 @@ class Workers:
         except BaseException:
             for future in names:
                 future.cancel()
+            # A bank under way finishes its step, writes a checkpoint and ends.
+            for worker in multiprocessing.active_children():
+                worker.terminate()
             raise
 
     def _open(self) -> ProcessPoolExecutor:
         if self._pool is None:
             context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(max_workers=self._number, mp_context=context)
+            self._pool = ProcessPoolExecutor(max_workers=self._number, mp_context=context, initializer=_begin_worker)
         return self._pool
 
     def _close(self) -> None:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
+
+
+def _begin_worker() -> None:
+    """A session of its own, so that Ctrl-C reaches the study alone, which then stops its workers in order; and an end
+    with the study's, however that came: a worker that nobody feeds would wait for ever."""
+    os.setsid()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()

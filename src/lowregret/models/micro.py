@@ -8,7 +8,7 @@ from typing import Any
 
 from lowregret.folders import cache_folder
 
-RECIPE = 1
+RECIPE = 2
 """Raised whenever the same name would give other weights: part of the folder's name."""
 
 
