@@ -21,7 +21,7 @@ def rounding(rows: int) -> int:
     """What a slot's number of rows is rounded up to a multiple of.
 
     On a CPU every new shape of a matrix product costs 12 ms and is kept: on SmolLM2-135M a micro-batch of a new length
-    left 85 MiB behind, so that memory grew with every step (`docs/log.md`).
+    leaves about 18 MiB behind, so that memory would grow with every step (`docs/log.md`).
 
     >>> rounding(20), rounding(256), rounding(2000)
     (1, 16, 64)

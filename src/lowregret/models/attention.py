@@ -108,7 +108,7 @@ def packed_attention(
 def _rounded(length: int) -> int:
     """A document's length for the kernel: every new one costs primitives that stay in memory.
 
-    On SmolLM2-135M a micro-batch of 16 documents of unseen lengths left 80 MiB behind (`docs/log.md`).
+    On SmolLM2-135M a micro-batch of 16 documents of unseen lengths left about 60 MiB behind (`docs/log.md`).
 
     >>> _rounded(12), _rounded(64), _rounded(65)
     (16, 64, 96)
