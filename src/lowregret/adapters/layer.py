@@ -25,6 +25,7 @@ from lowregret.adapters.grouped import (
     separate_linear_backward,
 )
 from lowregret.adapters.routing import Routing
+from lowregret.adapters.stacked import accumulate_stacked_gradients, runs_of, stacked_linear, stacked_linear_backward
 
 
 class RoutingCell:
@@ -58,6 +59,11 @@ class AdaptedLinear(nn.Module):
         self.weight = nn.Parameter(linear.weight.detach(), requires_grad=False)
         self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach(), requires_grad=False)
         self.working = WorkingCopy(folded=None, down=self.weight.new_empty(0), up=self.weight.new_empty(0))
+
+    @property
+    def stacks(self) -> bool:
+        """Whether the format is fine enough for the adapter's part to be added to the base's (`stacked`)."""
+        return self.weight.dtype in (torch.float32, torch.float64)
 
     def reserve(self, columns: dict[str, Columns]) -> None:
         """Make room for these adapter columns; all adapter entries become zero until `write` fills them."""
@@ -120,6 +126,8 @@ class _AdaptedLinearFunction(torch.autograd.Function):
         working, columns = layer.working, layer.columns
         if working.folded is not None:
             y_TF, us = grouped_linear(x_TD, working.folded, spans, columns, layer.out_features)
+        elif layer.stacks:
+            y_TF, us = stacked_linear(x_TD, layer.weight, working.down, working.up, runs_of(spans, columns))
         else:
             y_TF, us = separate_linear(x_TD, layer.weight, working.down, working.up, spans, columns)
         ctx.save_for_backward(x_TD, *us)
@@ -131,10 +139,15 @@ class _AdaptedLinearFunction(torch.autograd.Function):
         (dy_TF,) = grad_outputs
         x_TD, *us = ctx.saved_tensors
         layer: AdaptedLinear = ctx.layer
-        working, columns = layer.working, layer.columns
+        working, columns, gradients = layer.working, layer.columns, layer.gradients
+        if working.folded is None and layer.stacks:
+            runs = runs_of(ctx.spans, columns)
+            dx_TD, dus = stacked_linear_backward(dy_TF, layer.weight, working.down, working.up, runs)
+            accumulate_stacked_gradients(x_TD, dy_TF, us, dus, runs, columns, gradients)
+            return dx_TD, None
         if working.folded is not None:
             dx_TD, dus = grouped_linear_backward(dy_TF, working.folded, ctx.spans, columns, layer.in_features)
         else:
             dx_TD, dus = separate_linear_backward(dy_TF, layer.weight, working.down, working.up, ctx.spans, columns)
-        accumulate_adapter_gradients(x_TD, dy_TF, us, dus, ctx.spans, columns, layer.gradients)
+        accumulate_adapter_gradients(x_TD, dy_TF, us, dus, ctx.spans, columns, gradients)
         return dx_TD, None
