@@ -78,6 +78,10 @@ def test_the_linter_holds_the_same_table():
         assert forbidden == {f"lowregret.{other}" for other in others}, room
 
 
+def test_one_module_imports_ray(graph: grimp.ImportGraph):
+    assert graph.find_modules_that_directly_import("ray") == {"lowregret.launch.ray_cluster"}
+
+
 def test_the_contract_is_kept():
     assert lint_imports(config_filename=str(ROOT / ".importlinter"), no_cache=True) == 0
 

@@ -96,6 +96,7 @@ OPTIONS = {
 --test-size N
 --workers N
 --threads N
+--ray TEXT
 --device TEXT
 --dtype {bf16,fp32}
 --budget X

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from lowregret.specs import GridSpec
 from lowregret.studies.adaptive import (
     PAPER_RANKS,
-    dominated,
     learned_start,
     next_cells,
     next_rates,
@@ -147,47 +146,6 @@ def test_the_paper_grid_is_even_around_the_planner() -> None:
     for rates in grid.values():
         assert len(rates) == 6
         assert math.prod(rates) == pytest.approx(1e-18, rel=0.02)
-
-
-def _trade_off(rng: np.random.Generator) -> tuple[list[Outcome], int]:
-    """Nine rates after a third of the run, and which is best at the end: fast rates end on a higher floor."""
-    speed, floor, power = rng.uniform(1, 8), rng.uniform(0.02, 0.3), rng.uniform(0.5, 2)
-    rates = 10 ** (0.25 * (np.arange(9) - 4 + rng.uniform(-2, 2)))
-
-    def loss(step: float) -> np.ndarray:
-        progress = np.exp(-speed * rates * step / 300)
-        return 3 * progress + floor * rates**power * (1 - progress**3) + rng.normal(0, 0.01, 9)
-
-    steps = (0, 25, 50, 75, 100)
-    curves = np.stack([np.full(9, 3.0), *(loss(step) for step in steps[1:])], axis=1).tolist()
-    outcomes = [
-        Outcome(
-            cell=str(k), arm=lora(), lr=float(rate), seed=0, steps=steps, validation=tuple(curve), test=tuple(curve)
-        )
-        for k, (rate, curve) in enumerate(zip(rates, curves, strict=True))
-    ]
-    return outcomes, int(np.argmin(loss(300)))
-
-
-def test_a_dominated_cell_is_never_the_best_in_the_end() -> None:
-    rng = np.random.default_rng(0)
-    stopped = best_stopped = near_stopped = 0
-    for _ in range(1000):
-        outcomes, best = _trade_off(rng)
-        dropped = [int(cell) for cell in dominated(outcomes, total_steps=300, factor=GRID.factor)]
-        stopped += len(dropped)
-        best_stopped += best in dropped
-        near_stopped += any(abs(cell - best) <= 2 for cell in dropped)
-    assert best_stopped == 0
-    assert near_stopped <= 5
-    assert stopped >= 0.2 * 9000
-
-
-def test_nothing_is_dominated_early_or_alone() -> None:
-    outcomes, _ = _trade_off(np.random.default_rng(0))
-    assert dominated(outcomes, total_steps=1000, factor=GRID.factor) == ()
-    assert dominated([], total_steps=300, factor=GRID.factor) == ()
-    assert dominated(outcomes[:1], total_steps=300, factor=GRID.factor) == ()
 
 
 def test_a_stopped_cell_below_the_minimum_does_not_send_the_grid_further_down() -> None:

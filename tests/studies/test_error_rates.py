@@ -45,6 +45,9 @@ BOUNDARIES: dict[str, tuple[str, int, Truth, Design]] = {
     "C8 all parts": ("C8", 3, Truth(interaction=0.005 / 16), TWO_RANKS),
     "C8 equal steps": ("C8", 5, Truth(batch_growth=0.01), TWO_RANKS),
     "C8 interaction": ("C8", 3, Truth(batch_growth=0.01, equal_growth=0.01, interaction=0.005 / 16), TWO_RANKS),
+    "C11 norms": ("C11", 3, Truth(norm_ratio=0.0), Design()),
+    "C11 alignment": ("C11", 5, Truth(alignment=0.9), Design()),
+    "C11 slope": ("C11", 3, Truth(kernel_slope=-0.4, noise=Noise(jitter=0.05)), Design()),
     "certify": ("certify", 3, Truth(regret=0.005), Design()),
     "certify, little noise": ("certify", 5, Truth(regret=0.005, noise=Noise(run=3e-4, jitter=0.05)), Design()),
     "certify, much noise": ("certify", 3, Truth(regret=0.005, noise=Noise(run=0.01, jitter=0.3)), Design()),
@@ -81,6 +84,8 @@ CLEAR = (
     ("C7", "MLP 0.01 worse than all", 5, "contradicted", 0.9),
     ("C8", "gap grows by 0.005 a doubling", 8, "supported", 0.8),
     ("C8", "gap shrinks by 0.005 a doubling", 5, "contradicted", 0.9),
+    ("C11", "B passes A, kernels align", 5, "supported", 0.9),
+    ("C11", "B stays below A", 5, "contradicted", 0.9),
     ("certify", "regret 0", 5, "supported", 0.9),
     ("certify", "regret 0.01", 5, "contradicted", 0.9),
 )

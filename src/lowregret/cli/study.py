@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
@@ -23,12 +24,13 @@ from lowregret.cli.study_flags import Study
 from lowregret.cli.study_live import display_study
 from lowregret.errors import CheckpointError, SpecError
 from lowregret.launch.executors import InProcess, Workers
-from lowregret.launch.study import Context, Executor, finished_outcomes, prepare, run_study
+from lowregret.launch.ray_cluster import RayCluster
+from lowregret.launch.study import Context, Executor, prepare, run_study
 from lowregret.specs import DataSpec, GridSpec, HardwareSpec, ModelSpec, QuestionSpec, StudySpec, TrainSpec
 from lowregret.specs.codec import read_toml
 from lowregret.store import collect_environment
 from lowregret.store.study import StudyDirectory
-from lowregret.studies.analysis import findings_of
+from lowregret.studies.analysis import findings_of_study
 from lowregret.studies.finding import Finding
 
 TOML = ".toml"
@@ -39,6 +41,7 @@ def study(command: Study) -> int:
     console = Console(stderr=True)
     notify = notify_on(console)
     spec = study_spec(command) if command.resume is None else _resumed_spec(command, command.resume)
+    _refuse_ray_where_it_is_not_used(command, spec)
     if command.power:
         return _print_power(spec, command)
     facts = device_facts(spec.hardware.device)
@@ -47,17 +50,16 @@ def study(command: Study) -> int:
     context = prepare(spec, machine=facts)
     threads = spec.hardware.threads or facts.threads
     environment = collect_environment(threads=threads, device=facts.kind, command=sys.argv)
-    if command.resume is None:
-        out = command.out or Path("studies") / f"{spec.name}-{datetime.now():%Y%m%d-%H%M%S}"
-        directory = StudyDirectory.create(out, spec=spec, environment=environment)
-    else:
-        directory = StudyDirectory.open(command.resume)
-    notify(f"study directory: {directory.path}")
     silence_transformers()
-    with directory:
+    # A cluster that can't be reached leaves no directory behind.
+    with (
+        _executor(command, spec, facts.kind, notify) as executor,
+        _directory(command, spec, environment) as directory,
+    ):
+        notify(f"study directory: {directory.path}")
         directory.acquire()
-        complete = _train(directory, context, spec, environment, console)
-        findings = findings_of(spec, finished_outcomes(directory))
+        complete = _train(directory, context, executor, environment, console)
+        findings = findings_of_study(directory)
         directory.write_findings([_plain(finding) for finding in findings])
         _report(directory)
     if complete is None:
@@ -144,14 +146,40 @@ def _resumed_spec(command: Study, folder: Path) -> StudySpec:
 
 def _refuse_flags(command: Study, remedy: str) -> None:
     """Nothing beside a spec file or a resumed study may ask for something else."""
-    allowed = {"what", "out", "resume", "power", "json", "debug"}
+    allowed = {"what", "out", "resume", "ray", "power", "json", "debug"}
     for name, value in vars(command).items():
         if name not in allowed and value is not None and value is not False:
             raise SpecError(f"--{name.replace('_', '-')}: {remedy}")
 
 
+def _refuse_ray_where_it_is_not_used(command: Study, spec: StudySpec) -> None:
+    if command.ray is None:
+        return
+    if command.power:
+        raise SpecError("--ray: --power trains nothing; leave one of them out")
+    if spec.hardware.device.startswith("cuda:"):
+        raise SpecError(f"device: with --ray the cluster deals out the GPUs; {spec.hardware.device} must be cuda")
+
+
+def _executor(
+    command: Study, spec: StudySpec, device: str, notify: Callable[[str], None]
+) -> AbstractContextManager[Executor]:
+    """Where the banks train: how many at once is the study's, where is not."""
+    if command.ray is not None:
+        threads = spec.hardware.threads or 1
+        return RayCluster(command.ray, number=spec.workers, threads=threads, cuda=device == "cuda", notify=notify)
+    return Workers(spec.workers, notify) if spec.workers > 1 else nullcontext(InProcess())
+
+
+def _directory(command: Study, spec: StudySpec, environment: Any) -> StudyDirectory:
+    if command.resume is not None:
+        return StudyDirectory.open(command.resume)
+    out = command.out or Path("studies") / f"{spec.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    return StudyDirectory.create(out, spec=spec, environment=environment)
+
+
 def _train(
-    directory: StudyDirectory, context: Context, spec: StudySpec, environment: Any, console: Console
+    directory: StudyDirectory, context: Context, executor: Executor, environment: Any, console: Console
 ) -> bool | None:
     """True where every question has what it asked for, False where the budget ended it, None where it was stopped."""
     from lowregret.training.sft import Interrupted
@@ -160,9 +188,6 @@ def _train(
         # Where workers train, nothing here listens for it otherwise.
         stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, signal.default_int_handler))
         shown = stack.enter_context(display_study(console))
-        executor: Executor = InProcess()
-        if spec.workers > 1:
-            executor = stack.enter_context(Workers(spec.workers, shown.on_message))
         try:
             return run_study(directory, context, executor=executor, environment=environment, listener=shown)
         except (Interrupted, KeyboardInterrupt):

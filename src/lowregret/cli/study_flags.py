@@ -56,9 +56,11 @@ class Study:
     test_size: Whole = None
     """Examples that are reported on."""
     workers: Whole = None
-    """Processes that train side by side (1). Small bases: one worker a core with --threads 1."""
+    """Processes (with --ray, banks) that train side by side (1). Small bases: one worker a core with --threads 1."""
     threads: Whole = None
     """CPU threads of each worker (torch's default)."""
+    ray: Text = None
+    """Where a Ray cluster listens: auto, local (starts one), HOST:PORT or ray://HOST:PORT; needs the extra ray."""
     device: Text = None
     """cpu, cuda, cuda:1, mps (the first accelerator, else cpu)."""
     dtype: Annotated[Literal["bf16", "fp32"] | None, QUIET] = None

@@ -21,7 +21,8 @@ from lowregret.specs import DataSpec, DeviceFacts, ModelSpec, PlannedBank, RunSp
 from lowregret.specs.shape import ModelShape
 from lowregret.store import RunDirectory
 from lowregret.store.environment import Environment
-from lowregret.store.study import CellRecord, StudyDirectory
+from lowregret.store.rows import DynamicsRow
+from lowregret.store.study import CellRecord, Dynamics, StudyDirectory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +129,9 @@ def harvest(study: StudyDirectory, bank: PlannedBank) -> None:
         seconds[row.slot] += (row.seconds or 0.0) / sharing[row.step]
         if row.step > run.plan.steps - last_epoch:
             nats[row.slot] += row.loss * (row.completion_tokens or 0)
+    dynamics: dict[str, list[DynamicsRow]] = defaultdict(list)
+    for row in run.read_dynamics():
+        dynamics[row.slot].append(row)
     for cell in bank.cells:
         validation, test = series[cell]["validation"], series[cell]["test"]
         steps = tuple(sorted(validation.keys() & test.keys()))
@@ -142,5 +146,21 @@ def harvest(study: StudyDirectory, bank: PlannedBank) -> None:
                 tokens=tokens[cell],
                 last_epoch_nats=nats[cell],
                 seconds=seconds[cell],
+                stopped=bool(run.summary["slots"][cell]["stopped"]),
+                dynamics=_dynamics(dynamics[cell]),
             )
         )
+
+
+def _dynamics(rows: Sequence[DynamicsRow]) -> Dynamics | None:
+    if not rows:
+        return None
+    first = rows[0]
+    assert first.kernel_alignment is not None
+    assert first.kernel_error is not None
+    return Dynamics(
+        norm_a=tuple(row.norm_a for row in rows),
+        norm_b=tuple(row.norm_b for row in rows),
+        kernel_alignment=first.kernel_alignment,
+        kernel_error=first.kernel_error,
+    )

@@ -19,9 +19,8 @@ from lowregret.specs.identity import identity
 from lowregret.store.environment import Environment
 from lowregret.store.study import StudyDirectory
 from lowregret.studies.asking import wanted_cells
-from lowregret.studies.outcome import Outcome
 from lowregret.studies.packing import MOST_SLOTS, pack_cells
-from lowregret.studies.questions import ArmTemplate, Base, arm_templates
+from lowregret.studies.questions import ALONE, ArmTemplate, Base, arm_templates
 from lowregret.studies.reading import outcomes_of
 
 
@@ -140,7 +139,7 @@ def run_study(
             pending = plan_more(study, context)
         if not pending:
             return True
-        for batch in _within(pending, spec.workers):
+        for batch in _within(pending, spec):
             report()
             if spec.budget_seconds is not None and time.monotonic() - started >= spec.budget_seconds:
                 listener.on_message(f"the budget of {spec.budget_seconds:g} s is spent; resume to go on")
@@ -168,7 +167,7 @@ def plan_more(study: StudyDirectory, context: Context) -> list[PlannedBank]:
             if cell not in banked and not study.has_record(cell):
                 banked.add(cell)
                 fresh[cell] = run
-                if question.protocol == "cost":
+                if question.protocol in ALONE:
                     alone.add(cell)
     if not new:
         return []
@@ -186,11 +185,6 @@ def plan_more(study: StudyDirectory, context: Context) -> list[PlannedBank]:
     return list(banks) or plan_more(study, context)
 
 
-def finished_outcomes(study: StudyDirectory) -> tuple[tuple[Outcome, ...], ...]:
-    """What every question has to judge by, so far."""
-    return tuple(outcomes_of(study, index) for index in range(len(study.spec.questions)))
-
-
 def _identity(run: RunSpec, context: Context) -> str:
     found = context.found[run.model, run.data]
     dtype = run.hardware.dtype
@@ -205,9 +199,9 @@ def _identity(run: RunSpec, context: Context) -> str:
     )
 
 
-def _within(banks: Sequence[PlannedBank], workers: int) -> list[list[PlannedBank]]:
-    """Parts of a wave between which the budget is looked at: a few banks for each worker."""
-    size = max(1, 4 * workers)
+def _within(banks: Sequence[PlannedBank], spec: StudySpec) -> list[list[PlannedBank]]:
+    """Parts of a wave between which a budget is looked at: a few banks for each worker; the whole wave without one."""
+    size = len(banks) if spec.budget_seconds is None else max(1, 4 * spec.workers)
     return [list(banks[start : start + size]) for start in range(0, len(banks), size)]
 
 

@@ -148,6 +148,10 @@ def _train(spec: TrainSpec) -> None:
     _at_least(spec.eval_every, 1, "train.eval_every", "100 is the default")
     _at_least(spec.checkpoint_every, 1, "train.checkpoint_every", "100 is the default")
     _at_least(spec.num_samples, 0, "train.num_samples", "0 shows none")
+    if spec.drop_dominated is not None and spec.drop_dominated <= 1.0:
+        raise SpecError(
+            f"train.drop_dominated: {spec.drop_dominated} must exceed 1; leave it out to stop no slot early"
+        )
     _at_least(spec.schedule.warmup, 0, "train.schedule.warmup", "0 is no warm-up")
     if not 0.0 <= spec.schedule.final <= 1.0:
         raise SpecError(f"train.schedule.final: {spec.schedule.final} must lie in [0, 1]; 0 decays to nothing")

@@ -49,6 +49,11 @@ class TrainSpec:
     """Steps between checkpoints; the last step is always checkpointed."""
     schedule: ScheduleSpec = field(default_factory=ScheduleSpec)
     """Learning-rate schedule, the same for all slots."""
+    drop_dominated: float | None = None
+    """Factor between neighbouring learning rates of slots that differ in nothing else: those that surely won't be best
+    stop early (`training/dominated.py`). None: every slot trains to the end."""
+    dynamics: bool = False
+    """Log the norms of A and B with every evaluation, and the kernel's alignment before the first step (C11)."""
     also_eval: tuple[str, ...] = ()
     """Further data (same syntax as `data.source`) whose NLL is reported: what is forgotten."""
     num_samples: int = 2

@@ -51,7 +51,8 @@ class QuestionSpec:
     """
 
     protocol: str
-    """`rank`, `learning-rate`, `batch-size`, `layers`, `early`, `ratio`, `capacity`, `cost` or `certify`."""
+    """`rank`, `learning-rate`, `batch-size`, `layers`, `early`, `ratio`, `capacity`, `cost`, `invariance`, `dynamics`
+    or `certify`."""
     data: DataSpec
     train: TrainSpec = field(default_factory=TrainSpec)
     """Length, batch and rhythm of a cell."""

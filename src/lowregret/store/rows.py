@@ -76,6 +76,26 @@ class EvalRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DynamicsRow:
+    """How far an adapter's two factors have grown, and how its kernel stood to full fine-tuning's before training.
+
+    >>> DynamicsRow(step=8, slot="r4", norm_a=0.8, norm_b=0.2).kernel_alignment is None
+    True
+    """
+
+    step: int
+    slot: str
+    norm_a: float
+    """Spectral norm of A, geometric mean over the adapted matrices."""
+    norm_b: float
+    """Spectral norm of B, likewise; 0 before training."""
+    kernel_alignment: float | None = None
+    """Cosine of the adapter's tangent kernel with its expectation over A (`training/dynamics.py`); at step 0 only."""
+    kernel_error: float | None = None
+    """Relative Frobenius norm of their difference; at step 0 only."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SampleRow:
     """One answer to one test prompt, for the reader.
 
@@ -94,8 +114,8 @@ class SampleRow:
     """What the model said."""
 
 
-Row: TypeAlias = "MetricRow | EvalRow | SampleRow"
-RowType = TypeVar("RowType", MetricRow, EvalRow, SampleRow)
+Row: TypeAlias = "MetricRow | EvalRow | DynamicsRow | SampleRow"
+RowType = TypeVar("RowType", MetricRow, EvalRow, DynamicsRow, SampleRow)
 
 
 def encode_row(row: Row) -> str:

@@ -23,7 +23,7 @@ from lowregret.store.atomic import disk_errors, write_text
 from lowregret.store.environment import Environment
 from lowregret.store.lock import WriterLock, is_locked
 from lowregret.store.logs import Log
-from lowregret.store.rows import EvalRow, MetricRow, SampleRow
+from lowregret.store.rows import DynamicsRow, EvalRow, MetricRow, SampleRow
 
 SPEC, PLAN, ENVIRONMENT = "spec.toml", "plan.toml", "environment.json"
 SPEC_DIGEST = "spec.sha256"
@@ -38,6 +38,7 @@ class RunDirectory:
         self._lock = WriterLock(path / LOCK)
         self._metrics = Log(path / "metrics.jsonl", MetricRow)
         self._evals = Log(path / "evals.jsonl", EvalRow)
+        self._dynamics = Log(path / "dynamics.jsonl", DynamicsRow)
         self._samples = Log(path / "samples.jsonl", SampleRow)
 
     @classmethod
@@ -136,6 +137,11 @@ class RunDirectory:
         self._lock.acquire()
         self._evals.append(rows)
 
+    def append_dynamics(self, rows: Iterable[DynamicsRow]) -> None:
+        """Add rows to `dynamics.jsonl`."""
+        self._lock.acquire()
+        self._dynamics.append(rows)
+
     def append_samples(self, rows: Iterable[SampleRow]) -> None:
         """Add rows to `samples.jsonl`."""
         self._lock.acquire()
@@ -149,6 +155,10 @@ class RunDirectory:
         """All held-out rows so far."""
         return self._evals.read()
 
+    def read_dynamics(self) -> tuple[DynamicsRow, ...]:
+        """All norms of adapters so far; none where the run does not log them."""
+        return self._dynamics.read()
+
     def read_samples(self) -> tuple[SampleRow, ...]:
         """All sample answers so far."""
         return self._samples.read()
@@ -161,6 +171,7 @@ class RunDirectory:
         self._lock.acquire()
         self._metrics.rewrite(row for row in self._metrics.read() if row.step <= step)
         self._evals.rewrite(row for row in self._evals.read() if row.step <= step)
+        self._dynamics.rewrite(row for row in self._dynamics.read() if row.step <= step)
         self._samples.rewrite(row for row in self._samples.read() if row.when == "before" and step >= 0)
 
     @contextmanager
@@ -170,7 +181,7 @@ class RunDirectory:
         The logs reach the disk first, so that after a power cut they hold every step up to the checkpoint.
         """
         self._lock.acquire()
-        for log in (self._metrics, self._evals, self._samples):
+        for log in (self._metrics, self._evals, self._dynamics, self._samples):
             log.sync()
         with checkpoints.writing_checkpoint(self.path / "checkpoints", step, keep=keep) as folder:
             yield folder

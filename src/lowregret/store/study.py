@@ -26,6 +26,20 @@ CELL_SPEC, RECORD, FINDINGS = "spec.toml", "record.json", "findings.json"
 
 
 @dataclass(frozen=True, kw_only=True)
+class Dynamics:
+    """How a cell's adapter moved (`store.rows.DynamicsRow`), as series over the record's steps.
+
+    >>> Dynamics(norm_a=(0.8, 0.8), norm_b=(0.0, 0.3), kernel_alignment=0.99, kernel_error=0.1).norm_b[-1]
+    0.3
+    """
+
+    norm_a: tuple[float, ...]
+    norm_b: tuple[float, ...]
+    kernel_alignment: float
+    kernel_error: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class CellRecord:
     """What became of one cell.
 
@@ -49,6 +63,10 @@ class CellRecord:
     """Training loss of the last pass over the data, summed over its completion tokens; each before its update."""
     seconds: float
     """The cell's share of its bank's steps, evaluation left out. Timing: two equal studies differ in it."""
+    stopped: bool = False
+    """Another learning rate dominated it, so that it left early; its series end there."""
+    dynamics: Dynamics | None = None
+    """Where the question asked for it."""
 
     def untimed(self) -> CellRecord:
         """The record without its timing, for comparing two studies."""
@@ -61,6 +79,7 @@ class StudyDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = WriterLock(path / LOCK)
+        self._plan: tuple[tuple[int, int], StudyPlan] | None = None
 
     @classmethod
     def create(cls, path: str | Path, *, spec: StudySpec, environment: Environment) -> Self:
@@ -122,8 +141,12 @@ class StudyDirectory:
 
     @property
     def plan(self) -> StudyPlan:
-        """What was planned so far."""
-        return read_toml(StudyPlan, self.path / PLAN)
+        """What was planned so far; read again only when the file has changed, since it is asked for at every bank."""
+        state = (self.path / PLAN).stat()
+        key = (state.st_mtime_ns, state.st_size)
+        if self._plan is None or self._plan[0] != key:
+            self._plan = (key, read_toml(StudyPlan, self.path / PLAN))
+        return self._plan[1]
 
     def write_plan(self, plan: StudyPlan) -> None:
         """Replace the plan by one that has grown."""
@@ -183,6 +206,10 @@ class StudyDirectory:
         except SpecError as error:
             raise CheckpointError(f"{file}: {error}; {remedy}") from error
 
+    def adapter_file(self, cell: str) -> Path:
+        """The trained adapter of a finished cell, safetensors in PEFT's layout; a cell that diverged has none."""
+        return self.bank_folder(self.read_record(cell).bank) / "adapters" / cell / "adapter_model.safetensors"
+
     def write_findings(self, findings: Sequence[dict[str, Any]]) -> None:
         """Store what was found, as a list."""
         self._lock.acquire()
@@ -210,7 +237,7 @@ class StudyDirectory:
 
 def _plain(record: CellRecord) -> dict[str, Any]:
     """JSON has no infinities: a diverged cell's losses stand as strings that `float` reads."""
-    fields = asdict(record)
+    fields = {name: value for name, value in asdict(record).items() if value is not None}
     for name in ("validation", "test"):
         fields[name] = [value if math.isfinite(value) else str(value) for value in fields[name]]
     if not math.isfinite(record.last_epoch_nats):

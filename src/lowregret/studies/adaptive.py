@@ -2,8 +2,9 @@
 
 Coarse to fine: three rates half a decade apart around the start; further out while the minimum lies on the edge; then
 a quarter of a decade around the minimum until it has two neighbours on either side; then more around the vertex until
-the interval on log LR* is as narrow as asked, as far as rates can make it. `dominated` says which cells under way need
-not be finished.
+the interval on log LR* is as narrow as asked, as far as rates can make it. Cells under way that surely won't be near
+the minimum are stopped by the run itself (`training/dominated.py`). All rates lie on a lattice of quarter spacings
+around the start, so that questions which share arms share cells.
 """
 
 from __future__ import annotations
@@ -26,13 +27,6 @@ SAME = 0.25
 """Rates nearer than this share of the grid's spacing, in log LR, count as one."""
 NEIGHBOURS = 2
 """On either side of the minimum (science.md, section 4)."""
-
-EARLIEST_SHARE = 1 / 3
-"""Of the run, before which no cell is called dominated: low rates start slowly."""
-DOMINATED_DROP = 0.5
-"""A cell is dominated that has gained less than this share of what the best rate of its arm and seed has gained."""
-DRIFT = 2
-"""Spacings by which the best rate may still fall until the end: 3 times the steps at steps^-1, the strongest drift."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,8 +190,9 @@ def learned_start(start: float, located: Mapping[float, float]) -> float:
 def next_cells(starts: Mapping[Arm, float], outcomes: Sequence[Outcome], grid: GridSpec) -> dict[Arm, GridStep]:
     """The next rates of every arm of a question, where arms learn from each other.
 
-    Of each method the middle arm goes first; the others start from what it found (`learned_start`). An arm that waits
-    is left out; the grid is done when every arm is there and done.
+    Of each method and variant the middle arm goes first; the others start from what it found (`learned_start`). An arm
+    that waits is left out; the grid is done when every arm is there and done. Rates lie on the lattice of quarter
+    spacings around the planner's rate, so that another question with the same arm asks for the same cells.
 
     Args:
         starts: the planner's rate of every arm, in order of rank.
@@ -208,16 +203,25 @@ def next_cells(starts: Mapping[Arm, float], outcomes: Sequence[Outcome], grid: G
     for outcome in outcomes:
         own[outcome.arm].append(outcome)
     steps: dict[Arm, GridStep] = {}
-    for method in sorted({arm.method for arm in starts}):
-        arms = [arm for arm in starts if arm.method == method]
+    for kind in sorted({(arm.method, arm.variant) for arm in starts}):
+        arms = [arm for arm in starts if (arm.method, arm.variant) == kind]
         scout = arms[len(arms) // 2]
         steps[scout] = next_step(starts[scout], own[scout], grid)
-        if not steps[scout].done:
-            continue
-        located = _located(starts[scout], own[scout])
-        for arm in arms:
-            steps[arm] = next_step(learned_start(starts[arm], located), own[arm], grid)
-    return steps
+        if steps[scout].done:
+            located = _located(starts[scout], own[scout])
+            steps |= {arm: next_step(learned_start(starts[arm], located), own[arm], grid) for arm in arms}
+    return {arm: _on_lattice(step, starts[arm], own[arm], grid) for arm, step in steps.items()}
+
+
+def _on_lattice(step: GridStep, start: float, outcomes: Sequence[Outcome], grid: GridSpec) -> GridStep:
+    """The step with its rates moved to the lattice of quarter spacings, unless they would meet a rate that is there."""
+    gap = math.log(grid.factor) / 4
+    taken = {outcome.lr for outcome in outcomes}
+    rates: set[float] = set()
+    for rate in step.rates:
+        (moved,) = _rounded([start * math.exp(gap * round(math.log(rate / start) / gap))])
+        rates.add(rate if moved in taken | rates else moved)
+    return GridStep(rates=tuple(sorted(rates)), reason=step.reason)
 
 
 def _located(start: float, outcomes: Sequence[Outcome]) -> dict[float, float]:
@@ -226,37 +230,6 @@ def _located(start: float, outcomes: Sequence[Outcome]) -> dict[float, float]:
         return {start: math.exp(float(log_best_rates(surface).mean()))}
     except Refused:
         return {}
-
-
-def dominated(outcomes: Sequence[Outcome], *, total_steps: int, factor: float) -> tuple[str, ...]:
-    """Cells of one arm and seed, all under way, that surely won't be near the minimum and may be stopped.
-
-    A cell is dominated from a third of the run on, if its validation loss has fallen by less than half as much as that
-    of the best cell at the same step, and it lies more than two spacings above it or four below: the fit needs two
-    neighbours, and the best rate falls by up to two spacings until the end. Error rate, over 1,000 simulated arms whose
-    rates trade speed for a noise floor (tests): the best cell at the end was never among the stopped (below 0.3 % at
-    95 %), a cell within two spacings of it in 0.1 %, while a quarter of a nine-rate grid was stopped.
-
-    Args:
-        outcomes: the curves so far, from step 0, measured at the same steps.
-        total_steps: of the whole run.
-        factor: spacing of the grid.
-    """
-    alive = [o for o in outcomes if not o.diverged and math.isfinite(o.validation[-1])]
-    if not alive:
-        return ()
-    step = min(outcome.steps[-1] for outcome in alive)
-    if step < EARLIEST_SHARE * total_steps:
-        return ()
-    drops = {o.cell: o.validation[0] - o.validation[o.steps.index(step)] for o in alive}
-    best = max(alive, key=lambda outcome: drops[outcome.cell])
-    lowest = best.lr * factor ** -(NEIGHBOURS + DRIFT + SAME)
-    highest = best.lr * factor ** (NEIGHBOURS + SAME)
-    return tuple(
-        outcome.cell
-        for outcome in alive
-        if drops[outcome.cell] < DOMINATED_DROP * drops[best.cell] and not lowest < outcome.lr < highest
-    )
 
 
 def paper_grid(

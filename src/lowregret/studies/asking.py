@@ -8,15 +8,12 @@ from lowregret.errors import SpecError
 from lowregret.specs import Arm, QuestionSpec
 from lowregret.studies.adaptive import next_cells, paper_grid
 from lowregret.studies.outcome import Outcome
-from lowregret.studies.questions import ArmTemplate
+from lowregret.studies.questions import ONE_RATE, ArmTemplate
 
 Wanted = tuple[ArmTemplate, float, int]
 """Arm, learning rate, seed."""
 
 Rates = Mapping[Arm, tuple[float, ...]]
-
-ONE_RATE = ("early", "cost")
-"""Protocols that compare arms at one rate and sweep nothing."""
 
 
 def wanted_cells(

@@ -121,5 +121,6 @@ _ARMS: Mapping[str, Callable[[Design], Sequence[Arm]]] = {
     "C6b": _capacity,
     "C7": _layers,
     "C8": _batch,
+    "C11": _early,
     "certify": _certify,
 }

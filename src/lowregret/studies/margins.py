@@ -40,6 +40,10 @@ class Margins:
     """Nats by which the gap to FullFT must grow from the smallest to the largest batch to be a penalty (C8)."""
     multiply_adds: float = 0.72
     """LoRA's counted arithmetic over FullFT's that still is `about 2/3` (C12)."""
+    alignment: float = 0.9
+    """Least cosine of the adapter's tangent kernel with its expectation, from rank 64 up (C11)."""
+    kernel_slope: float = 0.1
+    """Distance from -1/2 that the slope of log kernel error on log rank may have (C11)."""
     least_seeds: float = 3
     """Seeds under which no verdict is given; C2 and C3 ask for 5 whatever stands here."""
     power: float = 0.8

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lowregret.specs import Arm
+from lowregret.store.study import Dynamics
 
 __all__ = ["Arm", "Outcome"]
 
@@ -34,6 +35,10 @@ class Outcome:
     """Held-out NLL that is reported."""
     diverged: bool = False
     """The cell was retired (or stopped as surely dominated) before its last step: its final loss does not exist."""
+    stopped: bool = False
+    """It was stopped as surely dominated; `diverged` is true as well."""
+    dynamics: Dynamics | None = None
+    """Norms of its adapter over `steps` and its kernel's match; None where the question did not ask."""
     offered_bits: float | None = None
     """Bits of all facts that the cell was to memorise, N H; None in other studies."""
     stored_bits: float | None = None

@@ -33,7 +33,10 @@ def pack_cells(
             groups.setdefault(to_toml(replace(spec, slots=())), []).append(cell)
         else:
             banks.append(_bank([cell]))
+    rank = {cell: spec.slots[0].weights.rank for cell, spec in cells if isinstance(spec.slots[0].weights, AdapterSpec)}
     for group in groups.values():
+        # Slots of one rank side by side are one batch of products (`adapters/stacked.py`).
+        group.sort(key=rank.__getitem__)
         parts = max(-(-len(group) // slots_per_bank), min(workers, len(group)))
         banks += [_bank(group[k * len(group) // parts : (k + 1) * len(group) // parts]) for k in range(parts)]
     # The long ones first, so that no worker is left alone with one at the end.

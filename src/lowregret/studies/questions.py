@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 
 from lowregret.errors import SpecError
 from lowregret.planner.flops import flops
@@ -29,6 +30,10 @@ from lowregret.specs import (
 )
 from lowregret.specs.shape import ModelShape
 
+ONE_RATE = ("early", "cost", "invariance", "dynamics")
+"""Protocols that compare arms at one rate and sweep nothing."""
+ALONE = ("cost", "invariance")
+"""Protocols whose cells train alone: their times, or their last bits, must not depend on who trains beside them."""
 SLOT = "cell"
 """Name of the only slot of a cell; its bank names slots by the cells' identities."""
 
@@ -46,6 +51,8 @@ class ArmTemplate:
     """With one slot."""
     start: float
     """The planner's learning rate, where an adaptive grid begins."""
+    lr_factors: tuple[float, float] | None = None
+    """Of A's and B's learning rate on the cell's (p and q of C1). None: one rate for both."""
 
     def cell(self, lr: float, seed: int) -> RunSpec:
         """The run of one cell: the seed decides A, the order of the examples and any rounding."""
@@ -54,7 +61,11 @@ class ArmTemplate:
             weights = replace(slot.weights, init_seed=seed)
         else:
             weights = replace(slot.weights, rounding_seed=seed)
-        slot = replace(slot, weights=weights, optim=replace(slot.optim, lr=lr), data_seed=seed)
+        optim = replace(slot.optim, lr=lr)
+        if self.lr_factors is not None:
+            p, q = self.lr_factors
+            optim = replace(optim, lr=p * lr, lr_b=q * lr)
+        slot = replace(slot, weights=weights, optim=optim, data_seed=seed)
         return replace(self.run, slots=(slot,))
 
 
@@ -163,6 +174,9 @@ class _Builder:
             hardware=self.hardware,
         )
         grid = self.question.grid
+        # A capacity study sweeps too, but its held-out loss says nothing: nobody can guess the facts.
+        if grid.kind == "adaptive" and self.question.protocol not in (*ONE_RATE, "capacity"):
+            run = replace(run, train=replace(run.train, drop_dominated=grid.factor))
         start = grid.full_start if arm.method == "full" else grid.start
         if start is None:
             start = slot_rate(run.slots[0], run, self.shape, arm.steps).value
@@ -289,6 +303,50 @@ CAPACITY_HELD_OUT = 4
 """Examples of each held-out split: nobody can guess them, so their loss says nothing and few will do."""
 
 
+def _invariance(build: _Builder) -> list[ArmTemplate]:
+    """One run, and the runs that (p, q) make of it: with eps 0, with corrected eps and decay, and uncorrected."""
+    exact, usual = OptimSpec(eps=0.0), OptimSpec(eps=INVARIANCE_EPS, weight_decay=INVARIANCE_DECAY)
+    arms = [
+        _transformed(build, 1.0, 1.0, exact, "eps 0"),
+        _transformed(build, 1.0, 1.0, usual, "corrected"),
+    ]
+    for p, q in product(INVARIANCE_FACTORS, repeat=2):
+        corrected = replace(
+            usual,
+            eps=usual.eps / p,
+            eps_b=usual.eps / q,
+            weight_decay=usual.weight_decay / p,
+            weight_decay_b=usual.weight_decay / q,
+        )
+        arms += [
+            _transformed(build, p, q, exact, "eps 0"),
+            _transformed(build, p, q, corrected, "corrected"),
+            _transformed(build, p, q, usual, "uncorrected"),
+        ]
+    return arms
+
+
+def _transformed(build: _Builder, p: float, q: float, optim: OptimSpec, kind: str) -> ArmTemplate:
+    """The first rank with alpha / (p q), A p times as large, and the rates of A and B times p and q."""
+    alpha = build.question.alphas[0] / (p * q)
+    template = build.lora(build.question.ranks[0], alpha=alpha, variant=f"p {p:g}, q {q:g}, {kind}")
+    (slot,) = template.run.slots
+    assert isinstance(slot.weights, AdapterSpec)
+    slot = replace(slot, weights=replace(slot.weights, init_scale=p), optim=optim)
+    return replace(template, run=replace(template.run, slots=(slot,)), lr_factors=(p, q))
+
+
+INVARIANCE_FACTORS = (0.5, 2.0, 4.0)
+"""Powers of two, so that the scaled numbers are exact (science.md, C1)."""
+INVARIANCE_EPS, INVARIANCE_DECAY = 1e-8, 0.01
+"""Usual settings, which matter: uncorrected, the trajectory must differ."""
+
+
+def _dynamics(build: _Builder) -> list[ArmTemplate]:
+    train = replace(build.question.train, dynamics=True)
+    return [build.lora(rank, train=train) for rank in build.question.ranks]
+
+
 def _params(build: _Builder, kind: str, rank: int) -> int:
     return sum(matrix.adapter_params(rank) for matrix in select(build.shape, (kind,), unembed=False))
 
@@ -303,5 +361,7 @@ PROTOCOLS: dict[str, Callable[[_Builder], list[ArmTemplate]]] = {
     "ratio": _ratio,
     "capacity": _capacity,
     "cost": _ranks_and_full,
+    "invariance": _invariance,
+    "dynamics": _dynamics,
 }
 """Protocols that compare arms over learning rates and seeds."""

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowregret.specs import QuestionSpec
+from lowregret.store.study import Dynamics
 from lowregret.studies.claims import CLAIMS, CLAIMS_OF
 from lowregret.studies.designs import Design, arms_of, around
 from lowregret.studies.margins import Margins
@@ -83,6 +84,8 @@ def power(
 def draw(claim: str, truth: Truth, design: Design, seeds: Sequence[int], rng: np.random.Generator) -> list[Outcome]:
     """One simulated study of a claim."""
     arms = arms_of(claim, design)
+    if claim == "C11":
+        return _moved(simulate(dict.fromkeys(arms, (truth.rates.full,)), seeds, truth, rng), truth, rng)
     if claim == "C2":
         return simulate(dict.fromkeys(arms, (truth.rates.full * truth.rates.ratio,)), seeds, truth, rng)
     cells = {arm: around(truth.rates.best(arm), design.rates, rng) for arm in arms}
@@ -181,6 +184,21 @@ class SimulatedStudy:
         ]
 
 
+def _moved(outcomes: list[Outcome], truth: Truth, rng: np.random.Generator) -> list[Outcome]:
+    """The same outcomes with norms and kernels; the noise of each is that of log LR*."""
+    found: list[Outcome] = []
+    for outcome in outcomes:
+        crossed, error = rng.normal(0.0, truth.noise.jitter, 2)
+        dynamics = Dynamics(
+            norm_a=(1.0,) * len(outcome.steps),
+            norm_b=(0.0, *(math.exp(truth.norm_ratio + crossed),) * (len(outcome.steps) - 1)),
+            kernel_alignment=truth.alignment + float(rng.normal(0.0, truth.noise.run)),
+            kernel_error=math.exp(truth.kernel_slope * math.log(outcome.arm.rank or 1) + error),
+        )
+        found.append(replace(outcome, dynamics=dynamics))
+    return found
+
+
 def _steps(total: int, evaluations: int) -> tuple[int, ...]:
     ends = np.geomspace(max(1.0, 0.02 * total), total, evaluations) if evaluations > 1 else np.array([total])
     return (0, *sorted({round(float(step)) for step in ends}))
@@ -214,6 +232,7 @@ SCENARIOS: Mapping[str, Mapping[str, Truth]] = {
         "gap grows by 0.005 a doubling": Truth(batch_growth=0.005, equal_growth=0.005),
         "gap shrinks by 0.005 a doubling": Truth(batch_growth=-0.005, equal_growth=-0.005),
     },
+    "C11": {"B passes A, kernels align": Truth(), "B stays below A": Truth(norm_ratio=-0.5)},
     "certify": {"regret 0": Truth(), "regret 0.002": Truth(regret=0.002), "regret 0.01": Truth(regret=0.01)},
 }
 """Truths that a table of power shows, by claim: such as science.md expects, and such as would refute it."""

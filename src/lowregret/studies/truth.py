@@ -115,6 +115,13 @@ class Truth:
     bits_per_parameter: float = 1.5
     """Stored at saturation."""
 
+    norm_ratio: float = 0.5
+    """Log of B's norm over A's at the end."""
+    alignment: float = 0.98
+    """Of kernels, at every rank."""
+    kernel_slope: float = -0.5
+    """Of log kernel error on log rank."""
+
     def floor(self, arm: Arm, largest_batch: int) -> float:
         """Final loss at LR*; arms at equal steps meet the others at the largest batch, where they are the same."""
         if arm.method == "full":

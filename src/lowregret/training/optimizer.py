@@ -1,7 +1,9 @@
 """AdamW on flat fp32 masters, one state a slot, with settings for A and B of their own.
 
-Equal to `torch.optim.AdamW` step for step (`tests/promises/test_optimizer.py`); kept here because a slot's state must
-join, leave, be saved and be resumed by itself, and because A and B differ in learning rate, eps and decay.
+Equal to `torch.optim.AdamW` step for step (`tests/promises/test_optimizer.py`), but that with eps 0 a weight whose
+gradients were all zero stays where it is (A at the first step, where B is zero) instead of becoming NaN. Kept here
+because a slot's state must join, leave, be saved and be resumed by itself, and because A and B differ in learning rate,
+eps and decay.
 """
 
 from __future__ import annotations
@@ -80,7 +82,10 @@ class AdamW:
                 value.mul_(1 - lr * decay)
             first.lerp_(grad, 1 - beta1)
             second.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-            value.addcdiv_(first, second.sqrt().div_(correction2).add_(eps), value=-lr / correction1)
+            size = second.sqrt().div_(correction2).add_(eps)
+            if eps == 0.0:
+                size.masked_fill_(size == 0.0, 1.0)
+            value.addcdiv_(first, size, value=-lr / correction1)
 
 
 def settings(spec: OptimSpec, role: str) -> tuple[float, float, float]:

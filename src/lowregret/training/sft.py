@@ -27,6 +27,8 @@ from lowregret.specs import ResolvedPlan
 from lowregret.store.rows import EvalRow, MetricRow
 from lowregret.store.run import RunDirectory
 from lowregret.training.checkpoint import load_checkpoint, save_checkpoint
+from lowregret.training.dominated import dominated_slots
+from lowregret.training.dynamics import dynamics_rows
 from lowregret.training.evaluate import BASE, HeldOut, evaluate, evaluation_steps
 from lowregret.training.memory import peak_memory_bytes
 from lowregret.training.metrics import Meter
@@ -55,6 +57,8 @@ class SlotResult:
     final: dict[str, float]
     """The same after the last step; empty where the slot diverged before any evaluation."""
     diverged: bool
+    stopped: bool = False
+    """It was dominated by another rate (`training/dominated.py`) and left early, with a finite loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +109,7 @@ def train(
             job.log(state, reports)
             if state.step in due:
                 job.evaluate(state)
+                job.drop_dominated(state)
             last = state.step == plan.steps or not state.live
             if last or stop.requested or state.step % plan.spec.train.checkpoint_every == 0:
                 job.checkpoint(state)
@@ -217,7 +222,30 @@ class _Job:
             )
             nll = {slot: held.nll for slot, held in found.items()}
             self.listener.on_eval(EvalReport(step=state.step, split=split, nll=nll))
+        if self.plan.spec.train.dynamics:
+            for lane in state.lanes:
+                if isinstance(lane.trainable, AdapterBank):
+                    self.run.append_dynamics(dynamics_rows(lane.model, self.held_out["validation"], state.step))
         self.meter.add_evaluation(time.monotonic() - started)
+
+    def drop_dominated(self, state: RunState) -> None:
+        """Retire the slots that the sweep can do without."""
+        for slot in self.dominated(state.step):
+            if slot in state.live and state.step < self.plan.steps:
+                state.lane_of(slot).trainable.retire(slot)
+                self.listener.on_message(f"slot {slot} stopped at step {state.step}: another rate is surely better")
+
+    def dominated(self, step: int) -> tuple[str, ...]:
+        """The slots that are dominated at a step, from the run's own logs."""
+        factor = self.plan.spec.train.drop_dominated
+        if factor is None:
+            return ()
+        curves: dict[str, dict[int, float]] = {}
+        for row in self.run.read_evals():
+            if row.split == "validation":
+                curves.setdefault(row.slot, {})[row.step] = row.nll
+        slots = self.plan.spec.slots
+        return dominated_slots(slots, curves, step=step, total_steps=self.plan.steps, factor=factor)
 
     def checkpoint(self, state: RunState) -> None:
         """Save the state after this step; the run directory makes it atomic."""
@@ -240,12 +268,15 @@ class _Job:
         """Sum up from the run's own logs and mark the run as finished."""
         nll: dict[tuple[str, int, str], float] = {(r.slot, r.step, r.split): r.nll for r in self.run.read_evals()}
         slots: dict[str, SlotResult] = {}
+        measured = sorted({step for _, step, _ in nll if step < self.plan.steps})
+        stopped = {slot for step in measured for slot in self.dominated(step)} - set(state.live)
         for slot in self.plan.spec.slots:
             live = slot.name in state.live
             slots[slot.name] = SlotResult(
                 initial={s: nll[slot.name, 0, s] for s in self.held_out},
                 final={s: nll[slot.name, state.step, s] for s in self.held_out} if live else {},
-                diverged=not live,
+                diverged=not live and slot.name not in stopped,
+                stopped=slot.name in stopped,
             )
         device = torch.device(self.plan.device)
         result = RunResult(
@@ -271,6 +302,7 @@ def summary_of(result: RunResult) -> dict[str, object]:
                 "initial_nll": _plain(slot.initial),
                 "final_nll": _plain(slot.final),
                 "diverged": slot.diverged,
+                "stopped": slot.stopped,
             }
             for name, slot in result.slots.items()
         },

@@ -14,6 +14,7 @@ from lowregret.studies.claims.c6_capacity import c6
 from lowregret.studies.claims.c6b_bits import c6b
 from lowregret.studies.claims.c7_layers import c7
 from lowregret.studies.claims.c8_batch import c8
+from lowregret.studies.claims.c11_dynamics import c11
 from lowregret.studies.claims.c12_cost import c12
 from lowregret.studies.claims.certify import certify
 from lowregret.studies.finding import Finding
@@ -22,7 +23,7 @@ from lowregret.studies.outcome import Outcome
 
 __all__ = [
     "CLAIMS", "CLAIMS_OF", "Claim", "Transformed",
-    "c1", "c12", "c2", "c3", "c4", "c5", "c6", "c6b", "c7", "c8", "certify",
+    "c1", "c11", "c12", "c2", "c3", "c4", "c5", "c6", "c6b", "c7", "c8", "certify",
 ]  # fmt: skip
 
 
@@ -33,7 +34,8 @@ class Claim(Protocol):
 
 
 CLAIMS: Mapping[str, Claim] = {
-    "C2": c2, "C3": c3, "C4": c4, "C5": c5, "C6": c6, "C6b": c6b, "C7": c7, "C8": c8, "certify": certify,
+    "C2": c2, "C3": c3, "C4": c4, "C5": c5, "C6": c6, "C6b": c6b, "C7": c7, "C8": c8, "C11": c11,
+    "certify": certify,
 }  # fmt: skip
 """Those that are tested over seeds, by id; C1 and C12 are exact."""
 
@@ -46,5 +48,6 @@ CLAIMS_OF: Mapping[str, tuple[str, ...]] = {
     "capacity": ("C6b",),
     "certify": ("certify",),
     "ratio": ("C4", "C5"),
+    "dynamics": ("C11",),
 }
 """Which claims a protocol can judge."""

@@ -32,7 +32,8 @@ class Transformed:
     kind: Literal["eps 0", "corrected", "uncorrected"]
     """`corrected` scales eps and decay as the invariance asks; `uncorrected` leaves them, and must differ."""
     difference: float
-    """Largest |difference| of (alpha/r) B A over all matrices and steps, over the largest entry."""
+    """Largest |difference| of the trained (alpha/r) B A over all matrices, over the largest entry; or of the held-out
+    losses on the way, relative, where that is larger."""
     cells: tuple[str, ...]
 
     @property
