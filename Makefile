@@ -10,7 +10,7 @@ INPUTS := pyproject.toml constraints.txt Makefile
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
 
 .DEFAULT_GOAL := help
-.PHONY: help run study test test-long lint format types contract bench clean
+.PHONY: help run study study-ratio test test-long lint format types contract bench clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -21,6 +21,10 @@ run: .venv/.run ## Train three adapters on the packaged model in one pass, and w
 study: .venv/.run ## The paper on a laptop: every experiment on micro bases, in one report
 	if [ -f studies/laptop/study.toml ]; then $(BIN)/lowregret study --resume studies/laptop; \
 	else $(BIN)/lowregret study papers/laptop.toml --out studies/laptop; fi
+
+study-ratio: .venv/.run ## The ratio of best learning rates against width, alpha and run length (up to an hour)
+	if [ -f studies/ratio/study.toml ]; then $(BIN)/lowregret study --resume studies/ratio; \
+	else $(BIN)/lowregret study papers/ratio.toml --out studies/ratio; fi
 
 test: .venv/.dev ## Tests, doctests and promises (under ten minutes on two cores)
 	$(PYTEST)

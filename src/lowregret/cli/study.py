@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Generator, Set
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
@@ -29,8 +29,10 @@ from lowregret.launch.study import Context, Executor, prepare, run_study
 from lowregret.specs import DataSpec, GridSpec, HardwareSpec, ModelSpec, QuestionSpec, StudySpec, TrainSpec
 from lowregret.specs.codec import read_toml
 from lowregret.store import collect_environment
+from lowregret.store.cells_table import write_cells_table
 from lowregret.store.study import StudyDirectory
 from lowregret.studies.analysis import findings_of_study
+from lowregret.studies.extend import refuse_other, with_seeds
 from lowregret.studies.finding import Finding
 
 TOML = ".toml"
@@ -53,6 +55,7 @@ def study(command: Study) -> int:
     silence_transformers()
     # A cluster that can't be reached leaves no directory behind.
     with (
+        _sigterm_interrupts(),
         _executor(command, spec, facts.kind, notify) as executor,
         _directory(command, spec, environment) as directory,
     ):
@@ -61,6 +64,7 @@ def study(command: Study) -> int:
         complete = _train(directory, context, executor, environment, console)
         findings = findings_of_study(directory)
         directory.write_findings([_plain(finding) for finding in findings])
+        write_cells_table(directory)
         _report(directory)
     if complete is None:
         notify(f"go on with: lowregret study --resume {directory.path}")
@@ -133,20 +137,25 @@ def _grid(command: Study) -> GridSpec:
 
 
 def _resumed_spec(command: Study, folder: Path) -> StudySpec:
+    """The folder's spec, with what the command adds to it: seeds, or a spec file that asks for more."""
     if command.out is not None:
         raise CheckpointError(f"--out: a resumed study stays in {folder}; leave it out")
-    directory = StudyDirectory.open(folder)
+    old = StudyDirectory.open(folder).spec
+    spec = old
     if command.what is not None and command.what.endswith(TOML):
-        if read_toml(StudySpec, command.what) != directory.spec:
-            raise CheckpointError(f"{command.what}: is not the spec of {folder}; give a new folder with --out")
-        return directory.spec
-    _refuse_flags(command, f"{folder} says what is asked; leave it out, or start a new study")
-    return directory.spec
+        spec = read_toml(StudySpec, command.what)
+        refuse_other(old, spec, where=command.what)
+    remedy = f"{folder} says what is asked; leave it out, or start a new study"
+    _refuse_flags(command, remedy, also={"seeds", "workers", "budget"})
+    if command.seeds is not None:
+        spec = with_seeds(spec, command.seeds)
+    budget = spec.budget_seconds if command.budget is None else 60 * command.budget
+    return replace(spec, workers=command.workers or spec.workers, budget_seconds=budget)
 
 
-def _refuse_flags(command: Study, remedy: str) -> None:
+def _refuse_flags(command: Study, remedy: str, also: Set[str] = frozenset()) -> None:
     """Nothing beside a spec file or a resumed study may ask for something else."""
-    allowed = {"what", "out", "resume", "ray", "power", "json", "debug"}
+    allowed = {"what", "out", "resume", "ray", "power", "json", "debug"} | also
     for name, value in vars(command).items():
         if name not in allowed and value is not None and value is not False:
             raise SpecError(f"--{name.replace('_', '-')}: {remedy}")
@@ -161,6 +170,16 @@ def _refuse_ray_where_it_is_not_used(command: Study, spec: StudySpec) -> None:
         raise SpecError(f"device: with --ray the cluster deals out the GPUs; {spec.hardware.device} must be cuda")
 
 
+@contextmanager
+def _sigterm_interrupts() -> Generator[None, None, None]:
+    """SIGTERM as Ctrl-C: where workers train, nothing here listens for it otherwise."""
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
 def _executor(
     command: Study, spec: StudySpec, device: str, notify: Callable[[str], None]
 ) -> AbstractContextManager[Executor]:
@@ -173,7 +192,10 @@ def _executor(
 
 def _directory(command: Study, spec: StudySpec, environment: Any) -> StudyDirectory:
     if command.resume is not None:
-        return StudyDirectory.open(command.resume)
+        directory = StudyDirectory.open(command.resume)
+        if directory.spec != spec:
+            directory.extend_spec(spec)
+        return directory
     out = command.out or Path("studies") / f"{spec.name}-{datetime.now():%Y%m%d-%H%M%S}"
     return StudyDirectory.create(out, spec=spec, environment=environment)
 
@@ -184,10 +206,7 @@ def _train(
     """True where every question has what it asked for, False where the budget ended it, None where it was stopped."""
     from lowregret.training.sft import Interrupted
 
-    with ExitStack() as stack:
-        # Where workers train, nothing here listens for it otherwise.
-        stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, signal.default_int_handler))
-        shown = stack.enter_context(display_study(console))
+    with display_study(console) as shown:
         try:
             return run_study(directory, context, executor=executor, environment=environment, listener=shown)
         except (Interrupted, KeyboardInterrupt):

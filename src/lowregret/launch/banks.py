@@ -6,7 +6,9 @@ resumed bank gives bitwise the same series.
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -97,16 +99,22 @@ def run_bank(folder: Path) -> None:
         train(run, model=found.folder, data=found.data, listener=Silent())
 
 
-def bank_progress(folder: Path) -> float:
+def bank_progress(folder: Path, steps: int) -> float:
     """Share of a bank's steps that is done, 0 to 1, from the end of its log; nothing else is read."""
     log = folder / "metrics.jsonl"
     if not log.is_file():
         return 0.0
-    run = RunDirectory.open(folder)
-    if run.finished:
+    if (folder / "summary.json").is_file():
         return 1.0
-    rows = run.read_metrics()
-    return rows[-1].step / run.plan.steps if rows else 0.0
+    with log.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+        lines = file.read().split(b"\n")
+    # The last piece is what follows the last newline; the one before is the last whole line.
+    return json.loads(lines[-2])["step"] / steps if len(lines) > 1 else 0.0
+
+
+TAIL_BYTES = 4096
+"""Of a log, which hold its last line."""
 
 
 def harvest(study: StudyDirectory, bank: PlannedBank) -> None:

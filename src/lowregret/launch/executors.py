@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -66,18 +67,20 @@ class Workers:
     def _run_once(self, left: dict[str, str], done: Callable[[str], None]) -> None:
         """Train what is left; takes each bank out of `left` when it is finished."""
         pool = self._open()
-        names: dict[Future[None], str] = {pool.submit(run_bank, Path(folder)): name for name, folder in left.items()}
+        names: dict[Future[None], str] = {}
+        queue = deque(left.items())
         try:
-            waiting = set(names)
-            while waiting:
-                finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in finished:
+            while queue or names:
+                # No more than there are workers: what the pool has queued up it can't take back when asked to stop.
+                while queue and len(names) < self._number:
+                    name, folder = queue.popleft()
+                    names[pool.submit(run_bank, Path(folder))] = name
+                for future in wait(names, return_when=FIRST_COMPLETED).done:
                     future.result()
-                    del left[names[future]]
-                    done(names[future])
+                    name = names.pop(future)
+                    del left[name]
+                    done(name)
         except BaseException:
-            for future in names:
-                future.cancel()
             # A bank under way finishes its step, writes a checkpoint and ends.
             for worker in multiprocessing.active_children():
                 worker.terminate()

@@ -81,6 +81,8 @@ class RayCluster:
         try:
             with _own_sigterm():
                 ray.init(self._address, **options)
+        except SystemExit as stop:  # Ray's answer to SIGTERM
+            raise KeyboardInterrupt from stop
         except (OSError, RuntimeError, ValueError, ImportError, ray.exceptions.RayError) as error:
             raise LowregretError(
                 f"--ray {self._address}: no cluster to train on: {_first_line(error)}; check that it runs, and with "

@@ -7,17 +7,20 @@ checkpoint.
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from lowregret.errors import SpecError
-from lowregret.launch.banks import Materials, harvest, make_bank, materials
+from lowregret.launch.banks import Materials, bank_progress, harvest, make_bank, materials
 from lowregret.specs import DataSpec, DeviceFacts, ModelSpec, PlannedBank, PlannedCell, RunSpec, StudyPlan, StudySpec
 from lowregret.specs.identity import identity
 from lowregret.store.environment import Environment
 from lowregret.store.study import StudyDirectory
+from lowregret.studies.analysis import findings_of_study
 from lowregret.studies.asking import wanted_cells
 from lowregret.studies.packing import MOST_SLOTS, pack_cells
 from lowregret.studies.questions import ALONE, ArmTemplate, Base, arm_templates
@@ -41,7 +44,8 @@ class Executor(Protocol):
 class StudyProgress:
     """How far a study is.
 
-    >>> progress = StudyProgress(cells_done=3, cells_planned=9, banks_done=1, banks_planned=3, new_cells=3, seconds=2.0)
+    >>> progress = StudyProgress(cells_done=3, cells_planned=9, running=2, banks_done=1, banks_planned=3, work_done=3.0,
+    ...     work_planned=9.0, seconds=2.0)
     >>> progress.seconds_left
     4.0
     """
@@ -49,18 +53,21 @@ class StudyProgress:
     cells_done: int
     cells_planned: int
     """So far: an adaptive grid may ask for more."""
+    running: int
+    """Cells of the banks that are under way."""
     banks_done: int
     banks_planned: int
-    new_cells: int
-    """Finished by this process."""
+    work_done: float
+    """Tokens that this process has trained on, banks under way included, in a unit of no account."""
+    work_planned: float
+    """The same of all that was not finished when it began."""
     seconds: float
     """Of this process's part of the study."""
 
     @property
     def seconds_left(self) -> float:
-        """For what is planned so far, at this process's pace; infinite before its first cell."""
-        left = self.cells_planned - self.cells_done
-        return self.seconds / self.new_cells * left if self.new_cells else float("inf")
+        """For what is planned so far, at this process's pace; infinite before its first step."""
+        return self.seconds / self.work_done * (self.work_planned - self.work_done) if self.work_done else float("inf")
 
 
 class StudyListener(Protocol):
@@ -128,23 +135,20 @@ def run_study(
     """
     study.acquire()
     spec = study.spec
-    started, before = time.monotonic(), len(_finished(study))
-
-    def report() -> None:
-        _report(study, listener, time.monotonic() - started, before)
-
+    watch = _Watch(study, listener)
     while True:
         pending = [bank for bank in study.plan.banks if not all(map(study.has_record, bank.cells))]
         if not pending:
+            watch.estimates()
             pending = plan_more(study, context)
         if not pending:
             return True
         for batch in _within(pending, spec):
-            report()
-            if spec.budget_seconds is not None and time.monotonic() - started >= spec.budget_seconds:
+            watch.report()
+            if spec.budget_seconds is not None and watch.seconds >= spec.budget_seconds:
                 listener.on_message(f"the budget of {spec.budget_seconds:g} s is spent; resume to go on")
                 return False
-            _train(study, context, batch, executor, environment, report)
+            _train(study, context, batch, executor, environment, watch)
 
 
 def plan_more(study: StudyDirectory, context: Context) -> list[PlannedBank]:
@@ -211,7 +215,7 @@ def _train(
     banks: Sequence[PlannedBank],
     executor: Executor,
     environment: Environment,
-    report: Callable[[], None],
+    watch: _Watch,
 ) -> None:
     by_name = {bank.bank: bank for bank in banks}
     for bank in banks:
@@ -221,24 +225,78 @@ def _train(
 
     def done(name: str) -> None:
         harvest(study, by_name[name])
-        report()
+        watch.report()
 
-    executor.run({name: str(study.bank_folder(name)) for name in by_name}, done)
-
-
-def _finished(study: StudyDirectory) -> set[str]:
-    return {cell.cell for cell in study.plan.cells if study.has_record(cell.cell)}
+    with watch.ticking():
+        executor.run({name: str(study.bank_folder(name)) for name in by_name}, done)
 
 
-def _report(study: StudyDirectory, listener: StudyListener, seconds: float, before: int) -> None:
-    plan, finished = study.plan, _finished(study)
-    listener.on_progress(
-        StudyProgress(
-            cells_done=len(finished),
-            cells_planned=len({cell.cell for cell in plan.cells}),
-            banks_done=sum(finished.issuperset(bank.cells) for bank in plan.banks),
-            banks_planned=len(plan.banks),
-            new_cells=len(finished) - before,
-            seconds=seconds,
-        )
-    )
+TICK_SECONDS = 5.0
+"""Between two looks at the logs of banks under way."""
+
+
+class _Watch:
+    """Tells a listener how far a study is, also while banks train."""
+
+    def __init__(self, study: StudyDirectory, listener: StudyListener) -> None:
+        self._study, self._listener = study, listener
+        self._started = time.monotonic()
+        self._before = self._finished()
+        self._told = threading.Lock()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._started
+
+    def report(self) -> None:
+        """Tell how far it is now."""
+        with self._told:
+            plan, finished = self._study.plan, self._finished()
+            cells = {cell.cell: cell.arm for cell in plan.cells}
+            work = {cell: float(arm.steps * arm.batch_size) for cell, arm in cells.items()}
+            open_banks = [bank for bank in plan.banks if not finished.issuperset(bank.cells)]
+            shares = {
+                bank.bank: bank_progress(self._study.bank_folder(bank.bank), cells[bank.cells[0]].steps)
+                for bank in open_banks
+            }
+            under_way = sum(shares[bank.bank] * sum(work[cell] for cell in bank.cells) for bank in open_banks)
+            self._listener.on_progress(
+                StudyProgress(
+                    cells_done=len(finished),
+                    cells_planned=len(cells),
+                    running=sum(len(bank.cells) for bank in open_banks if shares[bank.bank] > 0),
+                    banks_done=len(plan.banks) - len(open_banks),
+                    banks_planned=len(plan.banks),
+                    work_done=sum(work[cell] for cell in finished - self._before) + under_way,
+                    work_planned=sum(work[cell] for cell in cells.keys() - self._before),
+                    seconds=self.seconds,
+                )
+            )
+
+    def estimates(self) -> None:
+        """Tell what the finished cells say so far."""
+        for finding in findings_of_study(self._study) if self._finished() else ():
+            if finding.estimate is not None and finding.interval is not None:
+                low, high = finding.interval
+                said = f"{finding.claim}: {finding.quantity} {finding.estimate:.3g} ({low:.3g} to {high:.3g})"
+                self._listener.on_message(f"so far, {said}, {finding.verdict}")
+
+    @contextmanager
+    def ticking(self) -> Generator[None, None, None]:
+        """Report every few seconds from a thread of its own."""
+        end = threading.Event()
+
+        def tick() -> None:
+            while not end.wait(TICK_SECONDS):
+                self.report()
+
+        thread = threading.Thread(target=tick, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            end.set()
+            thread.join()
+
+    def _finished(self) -> set[str]:
+        return {cell.cell for cell in self._study.plan.cells if self._study.has_record(cell.cell)}

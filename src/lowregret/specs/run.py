@@ -45,6 +45,8 @@ class TrainSpec:
     """Sequences a step and slot. Small is the default because LoRA pays for large batches."""
     eval_every: int = 100
     """Steps between evaluations, after the log-spaced early ones (0, 1, 2, 4, 8, ...)."""
+    eval_early: bool = True
+    """Evaluate after steps 1, 2, 4, ... 64 too. Off where the curve is not wanted and a held-out set is dear."""
     checkpoint_every: int = 100
     """Steps between checkpoints; the last step is always checkpointed."""
     schedule: ScheduleSpec = field(default_factory=ScheduleSpec)

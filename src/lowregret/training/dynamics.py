@@ -11,7 +11,7 @@ Suffixes: N examples, T tokens, D in, F out, R rank.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -66,9 +66,9 @@ def dynamics_rows(model: CausalLM, examples: Sequence[TokenizedExample], step: i
     return rows
 
 
-def mean_norm(matrices: Sequence[Tensor] | object) -> float:
+def mean_norm(matrices: Iterable[Tensor]) -> float:
     """Geometric mean of the matrices' largest singular values; 0 where one of them is zero."""
-    norms = [float(torch.linalg.matrix_norm(matrix.double(), 2)) for matrix in matrices]  # pyright: ignore
+    norms = [float(torch.linalg.matrix_norm(matrix.double(), 2)) for matrix in matrices]
     return math.exp(sum(map(math.log, norms)) / len(norms)) if all(norms) else 0.0
 
 
@@ -129,7 +129,9 @@ def _by_example(products_TT: Tensor, lengths: Sequence[int]) -> Float[Tensor, "N
     return sums.index_add_(1, ids, by_row)
 
 
-def _recorder(name: str, seen: dict[str, tuple[Tensor, Tensor]]):
+def _recorder(
+    name: str, seen: dict[str, tuple[Tensor, Tensor]]
+) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
     def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         del module
         seen[name] = (inputs[0].detach(), output)

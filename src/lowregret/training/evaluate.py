@@ -64,11 +64,11 @@ def evaluate(
     }
 
 
-def evaluation_steps(steps: int, every: int) -> frozenset[int]:
-    """0, then powers of two, then every `every`, and the last.
+def evaluation_steps(steps: int, every: int, *, early: bool = True) -> frozenset[int]:
+    """0, then (`early`) powers of two up to 64, then every `every`, and the last.
 
     >>> sorted(evaluation_steps(20, 8))
     [0, 1, 2, 4, 8, 16, 20]
     """
-    early = {0} | {1 << k for k in range(steps.bit_length()) if (1 << k) <= min(steps, 64)}
-    return frozenset(early | set(range(0, steps + 1, every)) | {steps})
+    powers = {1 << k for k in range(steps.bit_length()) if (1 << k) <= min(steps, 64)} if early else set[int]()
+    return frozenset(powers | set(range(0, steps + 1, every)) | {steps})

@@ -97,7 +97,7 @@ def train(
     """
     plan = run.plan
     state = build_state(plan, model, notify=listener.on_message)
-    due = evaluation_steps(plan.steps, plan.spec.train.eval_every)
+    due = evaluation_steps(plan.steps, plan.spec.train.eval_every, early=plan.spec.train.eval_early)
     meter = Meter(plan.steps, due)
     job = _Job(run=run, plan=plan, data=data, listener=listener, meter=meter, model=model, also_eval=also_eval)
     with StopRequest() as stop:
