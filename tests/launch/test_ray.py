@@ -61,7 +61,7 @@ def is_ray(process: psutil.Process, before: set[int]) -> bool:
 def flags(materials: Path, *more: str) -> list[str]:
     return [
         *("study", "certify", "--model", str(materials / "model"), "--data", str(materials / "data.jsonl")),
-        *("--rank", "4", "--steps", "60", "--batch-size", "4", "--seeds", "2", "--dtype", "fp32"),
+        *("--rank", "4", "--steps", "200", "--batch-size", "4", "--seeds", "2", "--dtype", "fp32"),
         *("--device", "cpu", "--threads", "1", "--validation-size", "4", "--test-size", "8", "--workers", "2"),
         *(*RATES, *more),
     ]
@@ -142,6 +142,7 @@ def test_asked_to_stop_it_leaves_checkpoints_and_goes_on(materials: Path, finish
     assert f"go on with: lowregret study --resume {out}" in errors
     # The step under way when it was stopped is the last one logged and the one checkpointed.
     stopped = RunDirectory.open(bank)
+    assert not stopped.finished
     checkpoint = stopped.latest_checkpoint(on_skip=pytest.fail)
     assert checkpoint is not None
     assert checkpoint[0] == stopped.read_metrics()[-1].step
@@ -195,6 +196,16 @@ def test_a_gpu_is_dealt_out_by_the_cluster(materials: Path, capsys: pytest.Captu
 def test_a_folder_that_a_worker_does_not_see_is_named(tmp_path: Path):
     with pytest.raises(LowregretError, match="a file system that every node has at the same path"):
         train_bank(str(tmp_path / "elsewhere"), str(tmp_path))
+
+
+def test_a_worker_hears_interrupts_where_its_cluster_ignored_them(tmp_path: Path):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with pytest.raises(LowregretError):
+            train_bank(str(tmp_path / "elsewhere"), str(tmp_path))
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("address", ["", "host", "host:", ":6379", "host:port"])

@@ -84,6 +84,8 @@ OPTIONS = {
 --rank A,B,...
 --batch-size A,B,...
 --steps A,B,...
+--epochs X
+--loads A,B,...
 --alpha A,B,...
 --seeds N
 --grid {adaptive,paper,fixed}
@@ -160,6 +162,7 @@ METHODS = {
     "RunDirectory": """
 acquire
 adapter_folder slot
+append_dynamics rows
 append_evals rows
 append_metrics rows
 append_samples rows
@@ -168,6 +171,7 @@ create path spec plan environment
 latest_checkpoint on_skip
 mark_finished summary
 open path
+read_dynamics
 read_evals
 read_metrics
 read_samples
@@ -191,7 +195,10 @@ FIELDS = {
     "RunSpec": "task model data slots train hardware tracking",
     "ScheduleSpec": "kind warmup final",
     "SlotSpec": "name weights optim data_seed",
-    "TrainSpec": "steps epochs batch_size eval_every checkpoint_every schedule also_eval num_samples",
+    "TrainSpec": (
+        "steps epochs batch_size eval_every eval_early checkpoint_every schedule drop_dominated dynamics also_eval "
+        "num_samples"
+    ),
 }
 """Fields of the specs: also the keys of a spec file."""
 

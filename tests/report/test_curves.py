@@ -93,8 +93,8 @@ def test_rates_are_drawn_only_where_a_rank_has_several(make_run, sweep) -> None:
     curves = {curve.label: curve for curve in rate_curves(slot_findings(run))}
     assert list(curves) == ["rank 1", "rank 8", "rank 64"]
     assert curves["rank 8"].rates == (1e-4, 3e-4, 1e-3, 3e-3)
-    assert curves["rank 64"].diverged == (3e-3,)
-    assert curves["rank 8"].diverged == ()
+    assert curves["rank 64"].missing == ((3e-3, "diverged"),)
+    assert curves["rank 8"].missing == ()
     assert replace(curves["rank 8"], label="x").values == tuple(
         f.after for f in slot_findings(run) if f.slot.startswith("r8-")
     )

@@ -24,23 +24,29 @@ class Study:
     """
 
     what: Positional[Annotated[str | None, arg(metavar="[PROTOCOL|STUDY.toml]", help_behavior_hint="")]] = None
-    """rank, learning-rate, batch-size, layers, early, ratio, cost or certify; or a spec file with several questions."""
+    """rank, learning-rate, batch-size, layers, early, ratio, capacity, invariance, dynamics, cost or certify; or a spec
+    file with several questions."""
     model: Text = None
     """Hub id, local folder, .gguf file, a packaged name, or micro, nano (made here in minutes)."""
     data: Text = None
     """Hub id, a file, or a generated set."""
     rank: Items = None
-    """Ranks of the adapters (1,4,16,64; certify and layers take the first)."""
+    """Ranks of the adapters (1,4,16,64; with --grid paper 1 to 512; certify, layers and invariance take the first)."""
     batch_size: Items = None
     """Sequences a step (8); several for batch-size."""
     steps: Items = None
     """Optimizer steps of every cell; several run lengths for ratio."""
+    epochs: Real = None
+    """Passes over the facts, for capacity (300), in place of --steps."""
+    loads: Items = None
+    """Bits offered to each adapter parameter, for capacity (2.5)."""
     alpha: Items = None
     """Several alphas for ratio (32)."""
     seeds: Whole = None
     """Number of seeds (3). Some verdicts need more; --power says how many."""
     grid: Annotated[Literal["adaptive", "paper", "fixed"] | None, QUIET] = None
-    """Learning rates of each arm (adaptive: follows the minimum until its interval is narrow)."""
+    """Learning rates of each arm: adaptive follows the minimum until its interval is narrow (the default), paper takes
+    six around the planner's at every rank, fixed those of --lr."""
     lr: Items = None
     """Learning rates of a fixed grid."""
     full_lr: Items = None

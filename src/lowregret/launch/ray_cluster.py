@@ -182,6 +182,9 @@ def train_bank(folder: str, place: str) -> bool:
         CheckpointError: this node does not see the folder.
         LowregretError: as `run_bank`.
     """
+    # Ray cancels a task by an interrupt, which a worker ignores whose cluster was started in a shell's background.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     from lowregret.training.sft import Interrupted
 
     if not (Path(folder) / "spec.toml").is_file():

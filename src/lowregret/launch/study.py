@@ -16,6 +16,7 @@ from typing import Protocol
 
 from lowregret.errors import SpecError
 from lowregret.launch.banks import Materials, bank_progress, harvest, make_bank, materials
+from lowregret.planner.resolve import resolve
 from lowregret.specs import DataSpec, DeviceFacts, ModelSpec, PlannedBank, PlannedCell, RunSpec, StudyPlan, StudySpec
 from lowregret.specs.identity import identity
 from lowregret.store.environment import Environment
@@ -58,7 +59,7 @@ class StudyProgress:
     banks_done: int
     banks_planned: int
     work_done: float
-    """Tokens that this process has trained on, banks under way included, in a unit of no account."""
+    """Sequences that this process has trained on times the arithmetic of a token, banks under way included."""
     work_planned: float
     """The same of all that was not finished when it began."""
     seconds: float
@@ -97,6 +98,7 @@ def prepare(spec: StudySpec, *, machine: DeviceFacts) -> Context:
 
     Raises:
         SpecError, ModelError, DataError: a question can't be asked of this base or data.
+        CapacityError: one of its arms does not fit; the message names the nearest that does.
     """
     if not spec.questions:
         raise SpecError("questions: a study needs at least one; name a protocol such as rank")
@@ -109,7 +111,10 @@ def prepare(spec: StudySpec, *, machine: DeviceFacts) -> Context:
             bases[model.source] = Base(shape=known.shape, mean_length=known.data.facts.mean_length)
         arms = arm_templates(question, bases, model=spec.model, hardware=spec.hardware)
         for arm in arms:
-            _known(found, arm.run.model, arm.run.data)
+            known = _known(found, arm.run.model, arm.run.data)
+            # What can't be trained is refused now, and not when its turn comes.
+            run = arm.cell(arm.start, question.seeds[0])
+            resolve(run, shape=known.shape, facts=known.data.facts, hardware=machine)
         templates.append(arms)
     return Context(found=found, templates=tuple(templates), machine=machine)
 
@@ -253,7 +258,7 @@ class _Watch:
         with self._told:
             plan, finished = self._study.plan, self._finished()
             cells = {cell.cell: cell.arm for cell in plan.cells}
-            work = {cell: float(arm.steps * arm.batch_size) for cell, arm in cells.items()}
+            work = {cell: arm.steps * arm.batch_size * (arm.multiply_adds or 1.0) for cell, arm in cells.items()}
             open_banks = [bank for bank in plan.banks if not finished.issuperset(bank.cells)]
             shares = {
                 bank.bank: bank_progress(self._study.bank_folder(bank.bank), cells[bank.cells[0]].steps)

@@ -57,20 +57,23 @@ class Style:
 class RateCurve:
     """Final test NLL of one rank against the learning rate.
 
-    >>> RateCurve(label="rank 8", slots=("a", "b"), rates=(1e-4, 1e-3), values=(1.5, None)).diverged
-    (0.001,)
+    >>> RateCurve(label="rank 8", slots=("a", "b"), rates=(1e-4, 1e-3), values=(1.5, None),
+    ...     ended=(None, "diverged")).missing
+    ((0.001, 'diverged'),)
     """
 
     label: str
     slots: tuple[str, ...]
     rates: tuple[float, ...]
     values: tuple[float | None, ...]
-    """Nats per token; None where the slot diverged or was not evaluated."""
+    """Nats per token; None where the slot ended early or was not evaluated."""
+    ended: tuple[str | None, ...]
+    """Why a rate has no value: `diverged` or `stopped early`; None where it was not evaluated (yet)."""
 
     @property
-    def diverged(self) -> tuple[float, ...]:
-        """Learning rates without a final loss."""
-        return tuple(rate for rate, value in zip(self.rates, self.values, strict=True) if value is None)
+    def missing(self) -> tuple[tuple[float, str], ...]:
+        """Learning rates without a final loss, and why."""
+        return tuple((rate, how) for rate, how in zip(self.rates, self.ended, strict=True) if how is not None)
 
 
 def slot_styles(plan: ResolvedPlan) -> dict[str, Style]:
@@ -144,6 +147,7 @@ def rate_curves(findings: Sequence[SlotFinding]) -> tuple[RateCurve, ...]:
             slots=tuple(f.slot for f in group),
             rates=tuple(f.lr for f in group if f.lr is not None),
             values=tuple(f.after for f in group),
+            ended=tuple(f.ended for f in group if f.lr is not None),
         )
         for rank, group in groups.items()
     )

@@ -100,7 +100,7 @@ def draw_training_loss(metrics: Sequence[MetricRow], plan: ResolvedPlan) -> Figu
         _finish(axes)
         _label_ends(axes, curves, slot_styles(plan))
         axes.set_ylabel("training loss (nats per token), smoothed")
-        _legend_below(figure, axes)
+        legend_below(figure, axes)
     return figure
 
 
@@ -116,7 +116,7 @@ def draw_learning_rates(findings: Sequence[SlotFinding], plan: ResolvedPlan) -> 
         axes.set_xscale("log")
         for curve in curves:
             _draw_rates(axes, curve, styles[curve.slots[0]].light)
-        _mark_diverged(axes, curves, styles)
+        _mark_missing(axes, curves, styles)
         rates = sorted({rate for curve in curves for rate in curve.rates})
         axes.xaxis.set_major_locator(FixedLocator(rates))
         axes.xaxis.set_minor_locator(NullLocator())
@@ -132,17 +132,17 @@ def _draw_rates(axes: Axes, curve: RateCurve, color: str) -> None:
     axes.plot([r for r, _ in points], [v for _, v in points], marker="o", markersize=5, color=color, label=curve.label)
 
 
-def _mark_diverged(axes: Axes, curves: Sequence[RateCurve], styles: dict[str, Style]) -> None:
-    """Above the axes, at its learning rate, the name of every rank that diverged there."""
+def _mark_missing(axes: Axes, curves: Sequence[RateCurve], styles: dict[str, Style]) -> None:
+    """Above the axes, at its learning rate, the name of every rank that has no final loss there, and why."""
     above: dict[float, int] = {}
     for curve in curves:
-        for rate in curve.diverged:
+        for rate, how in curve.missing:
             height = 1.03 + 0.05 * above.get(rate, 0)
             above[rate] = above.get(rate, 0) + 1
             axes.text(
                 rate,
                 height,
-                f"\u00d7 {curve.label} diverged",
+                f"\u00d7 {curve.label} {how}",
                 transform=axes.get_xaxis_transform(),
                 fontsize=8,
                 color=styles[curve.slots[0]].light,
@@ -171,11 +171,12 @@ def _draw_panels(curves: dict[str, tuple[Curve, ...]], evals: Sequence[EvalRow],
             if axes is panels[-1] or not same:
                 _label_ends(axes, lines, styles)
         panels[0].set_ylabel(NLL_LABEL)
-        _legend_below(figure, panels[0])
+        legend_below(figure, panels[0])
     return figure
 
 
-def _legend_below(figure: Figure, axes: Axes) -> None:
+def legend_below(figure: Figure, axes: Axes) -> None:
+    """The names of all lines under the figure, which grows by as many rows as they take."""
     handles, labels = axes.get_legend_handles_labels()
     # A character is about 0.08 inch wide and the line before it takes the place of eight.
     columns = min(len(labels), int(figure.get_figwidth() / (0.08 * (8 + max(map(len, labels))))))

@@ -47,6 +47,8 @@ class SlotFinding:
     """Last validation NLL, by which the best slot is chosen."""
     diverged: bool = False
     """Retired because its loss was not finite."""
+    stopped: bool = False
+    """Stopped early because another learning rate was surely better; it has no final loss and did not diverge."""
 
     @property
     def drop(self) -> float | None:
@@ -57,6 +59,11 @@ class SlotFinding:
     def bits(self) -> float | None:
         """Last test NLL in bits per token."""
         return None if self.after is None else self.after / math.log(2)
+
+    @property
+    def ended(self) -> str | None:
+        """Why it has no final loss, in words; None where it trained to the end."""
+        return "stopped early" if self.stopped else "diverged" if self.diverged else None
 
     @property
     def method(self) -> str:
@@ -82,14 +89,15 @@ class Verdict:
 def slot_findings(run: RunDirectory) -> tuple[SlotFinding, ...]:
     """One finding a slot, by rank, full fine-tuning last."""
     slots = sorted(run.plan.spec.slots, key=slot_order)
-    evals, diverged = run.read_evals(), _diverged(run.read_metrics())
+    evals, stopped = run.read_evals(), _stopped(run)
+    ended = _ended(run.read_metrics())
     # A kill between the lines of one evaluation leaves it for some slots only; all are compared at one step.
-    lasts = [max((r.step for r in evals if r.slot == s.name), default=0) for s in slots if s.name not in diverged]
+    lasts = [max((r.step for r in evals if r.slot == s.name), default=0) for s in slots if s.name not in ended]
     reached = min(lasts, default=0)
     found: list[SlotFinding] = []
     for slot in slots:
         own = [row for row in evals if row.slot == slot.name]
-        judged = slot.name not in diverged and reached > 0
+        judged = slot.name not in ended and reached > 0
         found.append(
             SlotFinding(
                 slot=slot.name,
@@ -99,7 +107,8 @@ def slot_findings(run: RunDirectory) -> tuple[SlotFinding, ...]:
                 before=_at(own, "test", 0) or _at(evals, "test", 0, BASE),
                 after=_at(own, "test", reached) if judged else None,
                 validation=_at(own, "validation", reached) if judged else None,
-                diverged=slot.name in diverged,
+                diverged=slot.name in ended - stopped,
+                stopped=slot.name in stopped,
             )
         )
     return tuple(found)
@@ -125,8 +134,10 @@ def judge(findings: Sequence[SlotFinding]) -> Verdict:
     else:
         text = f"Held-out NLL did not move by more than {MARGIN} nats ({change}) with {best.slot}"
     text += _compare(ranked, chosen=bool(by_validation))
-    if diverged := [f.slot for f in findings if f.diverged]:
+    if diverged := [f.slot for f in findings if f.ended == "diverged"]:
         text += f" {_listed(diverged)} diverged."
+    if stopped := [f.slot for f in findings if f.ended == "stopped early"]:
+        text += f" {_listed(stopped)} {'was' if len(stopped) == 1 else 'were'} stopped early."
     return Verdict(fell=fell, best=best.slot, text=text)
 
 
@@ -141,7 +152,13 @@ def rank_of(slot: SlotSpec) -> int | None:
     return slot.weights.rank if isinstance(slot.weights, AdapterSpec) else None
 
 
-def _diverged(metrics: Sequence[MetricRow]) -> set[str]:
+def _stopped(run: RunDirectory) -> set[str]:
+    """Slots that a better learning rate ended early; known once the run is finished."""
+    slots = (run.summary or {}).get("slots", {})
+    return {name for name, slot in slots.items() if slot.get("stopped")}
+
+
+def _ended(metrics: Sequence[MetricRow]) -> set[str]:
     """Slots that were retired: a loss that is not finite, or no line any more while others went on."""
     last: dict[str, int] = {}
     for row in metrics:

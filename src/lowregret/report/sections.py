@@ -59,7 +59,7 @@ def findings_table(findings: Sequence[SlotFinding], verdict: Verdict) -> str:
             learning_rate(found.lr),
             count(found.num_parameters),
             nats(found.before),
-            "diverged" if found.diverged else nats(found.after),
+            found.ended or nats(found.after),
             nats(found.bits),
             nats(found.drop),
             nats(found.validation),

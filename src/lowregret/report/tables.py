@@ -25,7 +25,7 @@ def findings_table(run: RunDirectory) -> Table:
     for name in ("lr", "parameters", "before", "after", "drop", "bits/token"):
         table.add_column(name, justify="right", no_wrap=True)
     for found in findings:
-        after = Text("diverged", style="red") if found.diverged else Text(nats(found.after))
+        after = Text(found.ended or nats(found.after), style="red" if found.diverged else "")
         table.add_row(
             Text(found.slot),
             learning_rate(found.lr),

@@ -184,7 +184,11 @@ class _Builder:
 
 
 def _ranks_and_full(build: _Builder) -> list[ArmTemplate]:
-    return [*(build.lora(rank) for rank in build.question.ranks), build.full()]
+    """The ranks of the question; of a paper grid those that the smallest adapted matrix has room for."""
+    ranks = build.question.ranks
+    if build.question.grid.kind == "paper":
+        ranks = tuple(rank for rank in ranks if rank <= _most_rank(build))
+    return [*(build.lora(rank) for rank in ranks), build.full()]
 
 
 def _learning_rate(build: _Builder) -> list[ArmTemplate]:
@@ -222,20 +226,26 @@ def _layers(build: _Builder) -> list[ArmTemplate]:
     More of the wrong layers is not expected to help (paper, figure 4).
     """
     params = {kind: _params(build, kind, 1) for kind in ("attention", "mlp", "all")}
-    ranks = matched_ranks(params, build.question.ranks[0])
+    ranks = matched_ranks(params, build.question.ranks[0], most=_most_rank(build) // 4)
     arms = [build.lora(rank, targets=(kind,)) for kind, rank in ranks.items()]
     return [*arms, build.lora(4 * ranks["attention"], targets=("attention",)), build.full()]
 
 
-def matched_ranks(params: Mapping[str, int], least: int) -> dict[str, int]:
+def _most_rank(build: _Builder) -> int:
+    """What the smallest adapted matrix has room for."""
+    return min(min(matrix.d_in, matrix.d_out) for matrix in select(build.shape, ("all",), unembed=False))
+
+
+def matched_ranks(params: Mapping[str, int], least: int, *, most: int | None = None) -> dict[str, int]:
     """Ranks, one a kind of matrix, at which the adapters have equally many parameters.
 
     Args:
         params: adapter parameters of each kind at rank 1.
         least: smallest rank of the first kind.
+        most: its largest; 8 x least if None, or if that is less.
 
     Returns:
-        The smallest ranks of equal counts, the first in least..8 x least; else those whose counts differ least.
+        The smallest ranks of equal counts, the first in least..most; else those whose counts differ least.
 
     >>> matched_ranks({"attention": 1024, "mlp": 1536, "all": 2560}, 8)
     {'attention': 15, 'mlp': 10, 'all': 6}
@@ -246,7 +256,8 @@ def matched_ranks(params: Mapping[str, int], least: int) -> dict[str, int]:
         counts = [number * params[kind] for kind, number in _nearest(params, rank * params[first]).items()]
         return max(counts) / min(counts)
 
-    return _nearest(params, params[first] * min(range(least, 8 * least + 1), key=mismatch))
+    most = max(least, min(8 * least, most or 8 * least))
+    return _nearest(params, params[first] * min(range(least, most + 1), key=mismatch))
 
 
 def _nearest(params: Mapping[str, int], budget: int) -> dict[str, int]:

@@ -1,0 +1,146 @@
+"""Writes docs/results.md from finished studies: findings, best rates, tuned losses, figures; nothing is typed by hand.
+
+    python scripts/results.py studies/laptop studies/ratio studies/certify-smollm2
+
+Of each study `docs/studies/NAME/` gets findings.json, the spec and the PNG figures. What they mean is said in
+papers/NAME.md, which is included where it exists; it holds no number that the tables do not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shutil
+from collections import Counter
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from lowregret.specs import QuestionSpec
+from lowregret.store.study import STUDY, StudyDirectory
+from lowregret.studies.best_rate import log_best_rates, tuned_test_losses
+from lowregret.studies.outcome import Outcome
+from lowregret.studies.reading import outcomes_of
+from lowregret.studies.students_t import t_interval
+from lowregret.studies.surface import Refused, Surface, surfaces
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+
+
+def main() -> None:
+    """Write the page and copy what it shows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("studies", nargs="+", type=Path, help="finished study directories")
+    studies = [StudyDirectory.open(path) for path in parser.parse_args().studies]
+    parts = ["# Results", "", "Made by `scripts/results.py` from the studies' own folders."]
+    for study in studies:
+        _copy(study)
+        parts += ["", *_section(study)]
+    (DOCS / "results.md").write_text("\n".join(parts) + "\n")
+
+
+def _copy(study: StudyDirectory) -> None:
+    folder = DOCS / "studies" / study.spec.name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for file in (study.path / "findings.json", study.path / STUDY, *sorted(study.figures.glob("*.png"))):
+        shutil.copy(file, folder / file.name)
+
+
+def _section(study: StudyDirectory) -> list[str]:
+    spec, environment = study.spec, study.environment
+    findings = study.read_findings()
+    verdicts = Counter(finding["verdict"] for finding in findings)
+    began = datetime.fromisoformat(environment["created"]).timestamp()
+    minutes = ((study.path / "findings.json").stat().st_mtime - began) / 60
+    cells = {cell.cell for cell in study.plan.cells}
+    commit = (environment.get("git_commit") or "")[:10]
+    threads = environment["threads"]
+    counted = ", ".join(f"{number} {verdict}" for verdict, number in sorted(verdicts.items()))
+    lines = [
+        f"## {spec.name}: {spec.model.source}",
+        "",
+        f"`lowregret {_command(environment)}`, {environment['created'][:10]}, commit {commit}; {environment['cpu']}, "
+        f"{spec.workers} worker{'s' if spec.workers > 1 else ''} of {threads} thread{'s' if threads > 1 else ''}; "
+        f"{len(cells)} cells in {minutes:.0f} minutes, counted from the study's beginning to its verdicts. "
+        f"Of {len(findings)} claims {counted}.",
+    ]
+    said = ROOT / "papers" / f"{spec.name}.md"
+    if said.is_file():
+        lines += ["", said.read_text().strip()]
+    lines += ["", "### Findings", "", *_findings(findings), "", "### Best learning rates and tuned losses", ""]
+    lines += ["LR* with its 95 % interval over seeds; test loss at the rate that validation chose, mean over seeds."]
+    for index, question in enumerate(spec.questions):
+        lines += _rates(index, question, outcomes_of(study, index))
+    figures = sorted((DOCS / "studies" / spec.name).glob("*.png"))
+    lines += ["", "### Figures", ""]
+    lines += [f"![{figure.stem}](studies/{spec.name}/{figure.name})" for figure in figures]
+    return lines
+
+
+def _command(environment: dict[str, Any]) -> str:
+    words = environment["command"]
+    return " ".join(words[1:] if words else [])
+
+
+def _findings(findings: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        "| claim | question | verdict | estimate | interval | margin | seeds | why |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for one in findings:
+        estimate = "-" if one["estimate"] is None else f"{one['estimate']:.4g}"
+        why = one["reason"] + (f"; to settle it: {one['settles']}" if one["settles"] else "")
+        quantity = f" ({one['quantity']})" if one["quantity"] else ""
+        band = f"{_pair(one['interval'])} | {_pair(one['margin'])}"
+        asked = f"{one['claim']} | {one['question']}{quantity}"
+        lines.append(f"| {asked} | **{one['verdict']}** | {estimate} | {band} | {one['seeds']} | {why} |")
+    details = [f"- {one['claim']}: {_details(one)}" for one in findings if one["details"]]
+    return [*lines, "", "Further numbers of each finding:", "", *details]
+
+
+def _details(finding: dict[str, Any]) -> str:
+    return "; ".join(f"{name} {value:.4g}" for name, value in finding["details"].items())
+
+
+def _pair(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float | int) else f"{value[0]:.4g} to {value[1]:.4g}"
+
+
+def _rates(index: int, question: QuestionSpec, outcomes: tuple[Outcome, ...]) -> list[str]:
+    found = {arm: surface for arm, surface in surfaces(outcomes).items() if surface.num_rates > 1}
+    if not found or question.protocol == "capacity":
+        return []
+    lines = ["", f"Question {index + 1}, {question.protocol}:", ""]
+    lines += [
+        "| arm | width | batch | steps | rates | seeds | LR* | interval | test nats |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for arm, surface in found.items():
+        best, interval = _best(surface)
+        place = f"{arm.width} | {arm.batch_size} | {arm.steps} | {surface.num_rates} | {len(surface.seeds)}"
+        lines.append(f"| {arm.label} | {place} | {best} | {interval} | {_tuned(surface)} |")
+    return lines
+
+
+def _best(surface: Surface) -> tuple[str, str]:
+    try:
+        logs = log_best_rates(surface)
+    except Refused as refused:
+        return "-", refused.reason
+    low, high = t_interval(logs) if len(logs) > 1 else (math.nan, math.nan)
+    return f"{math.exp(float(logs.mean())):.3g}", f"{math.exp(low):.3g} to {math.exp(high):.3g}"
+
+
+def _tuned(surface: Surface) -> str:
+    try:
+        return f"{float(tuned_test_losses(surface).mean()):.4f}"
+    except Refused:
+        return "-"
+
+
+if __name__ == "__main__":
+    main()
