@@ -12,7 +12,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,25 @@ def nothing_left_behind() -> Generator[None, None, None]:
         time.sleep(0.1)
 
 
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start(nothing_left_behind: None) -> Generator[Start, None, None]:
+    """Starts the command line as a process, which ends with the test, however that ends."""
+    with ExitStack() as stack:
+
+        def begin(*arguments: str) -> subprocess.Popen[str]:
+            command = [sys.executable, "-m", "lowregret", *arguments]
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            # Closes its pipes and waits for it.
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            return process
+
+        yield begin
+
+
 def is_ray(process: psutil.Process, before: set[int]) -> bool:
     words = process.info["cmdline"] or []
     return process.pid not in before and any("/ray/" in word or word.startswith("ray::") for word in words)
@@ -65,11 +85,6 @@ def flags(materials: Path, *more: str) -> list[str]:
         *("--device", "cpu", "--threads", "1", "--validation-size", "4", "--test-size", "8", "--workers", "2"),
         *(*RATES, *more),
     ]
-
-
-def start(*arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "lowregret", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def trainers(process: subprocess.Popen[str], out: Path) -> dict[int, Path]:
@@ -90,7 +105,7 @@ def wait_for_trainers(process: subprocess.Popen[str], out: Path) -> dict[int, Pa
     deadline = time.monotonic() + 120
     while not (found := trainers(process, out)):
         assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
+        time.sleep(0.2)
     return found
 
 
@@ -117,7 +132,7 @@ def finished(materials: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_a_cluster_finds_the_same_and_a_worker_may_die(materials: Path, finished: Path, tmp_path: Path):
+def test_a_cluster_finds_the_same_and_a_worker_may_die(start: Start, materials: Path, finished: Path, tmp_path: Path):
     out = tmp_path / "killed"
     study = start(*flags(materials, "--json", "--ray", "local", "--out", str(out)))
     worker, bank = next(iter(wait_for_trainers(study, out).items()))
@@ -132,7 +147,7 @@ def test_a_cluster_finds_the_same_and_a_worker_may_die(materials: Path, finished
     assert json.loads(result)["findings"] == findings(finished)
 
 
-def test_asked_to_stop_it_leaves_checkpoints_and_goes_on(materials: Path, finished: Path, tmp_path: Path):
+def test_asked_to_stop_it_leaves_checkpoints_and_goes_on(start: Start, materials: Path, finished: Path, tmp_path: Path):
     out, torn = tmp_path / "stopped", tmp_path / "torn"
     study = start(*flags(materials, "--ray", "local", "--out", str(out)))
     bank = next(iter(wait_for_trainers(study, out).values()))

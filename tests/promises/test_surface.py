@@ -96,6 +96,7 @@ OPTIONS = {
 --limit N
 --validation-size N
 --test-size N
+--no-curve
 --workers N
 --threads N
 --ray TEXT

@@ -58,12 +58,21 @@ def make_run(tmp_path: Path) -> MakeRun:
         fall: float = 0.35,
         name: str = "run",
         diverged: str | None = None,
+        stopped: str | None = None,
         finished: bool = True,
         text: str = "4 + 4 =",
         also: tuple[str, ...] = (),
     ) -> RunDirectory:
         return write_run(
-            tmp_path / name, slots, steps, fall=fall, diverged=diverged, finished=finished, text=text, also=also
+            tmp_path / name,
+            slots,
+            steps,
+            fall=fall,
+            diverged=diverged,
+            stopped=stopped,
+            finished=finished,
+            text=text,
+            also=also,
         )
 
     return make
@@ -76,6 +85,7 @@ def write_run(
     *,
     fall: float,
     diverged: str | None,
+    stopped: str | None,
     finished: bool,
     text: str,
     also: tuple[str, ...],
@@ -87,8 +97,7 @@ def write_run(
         train=TrainSpec(steps=steps, also_eval=also),
     )
     run = RunDirectory.create(path, spec=spec, plan=plan_of(spec, steps, text), environment=environment_of())
-    draw = random.Random(0)
-    last = steps if finished else steps // 2
+    draw, last = random.Random(0), steps if finished else steps // 2
     run.append_samples(samples_of("before", ("base",), text))
     evaluations = sorted({0, 1, 2, 4, 8, 16, 32, 64, last} & set(range(last + 1)))
     for split, offset in (("validation", 0.02), ("test", 0.0), *((name, 1.1) for name in also)):
@@ -97,7 +106,7 @@ def write_run(
             run.append_evals(
                 EvalRow(step=step, slot=s.name, split=split, tokens=9000, nll=loss_at(s, step, steps, fall) + offset)
                 for s in slots
-                if s.name != diverged or step <= 8
+                if s.name not in (diverged, stopped) or step <= 8
             )
     for step in range(1, last + 1):
         noise = draw.gauss(0, 0.1)  # Slots see the same batches, so they share most of the noise.
@@ -113,10 +122,10 @@ def write_run(
                 seconds=0.9,
             )
             for s in slots
-            if s.name != diverged or step <= 9
+            if s.name not in (diverged, stopped) or step <= 9
         )
     if finished:
-        finish(run, [s for s in slots if s.name != diverged], steps, text)
+        finish(run, slots, (diverged, stopped), steps, text)
     run.close()
     return run
 
@@ -131,17 +140,23 @@ def loss_at(slot: SlotSpec, step: int, steps: int, fall: float) -> float:
     return 1.464 - fall * progress * detune + held_back
 
 
-def finish(run: RunDirectory, slots: list[SlotSpec], steps: int, text: str) -> None:
-    for slot in slots:
+def finish(
+    run: RunDirectory, slots: tuple[SlotSpec, ...], ended: tuple[str | None, str | None], steps: int, text: str
+) -> None:
+    lasting = [slot for slot in slots if slot.name not in ended]
+    for slot in lasting:
         if isinstance(slot.weights, AdapterSpec):
             folder = run.adapter_folder(slot.name)
             folder.mkdir(parents=True)
             shape = [slot.weights.rank, 576]
             header = json.dumps({"a": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}).encode()
             (folder / "adapter_model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
-    run.append_samples(samples_of("after", tuple(slot.name for slot in slots), text))
+    run.append_samples(samples_of("after", tuple(slot.name for slot in lasting), text))
     run.write_data_report({"read": 2100, "dropped_overlong": 12, "splits": {"train": 1800, "test": 144}})
-    run.mark_finished({"steps": steps, "seconds": 148.2, "tokens": 251_000, "peak_memory_bytes": 1_900_000_000})
+    became = {s.name: {"diverged": s.name == ended[0], "stopped": s.name == ended[1]} for s in slots}
+    run.mark_finished(
+        {"steps": steps, "seconds": 148.2, "tokens": 251_000, "peak_memory_bytes": 1_900_000_000, "slots": became}
+    )
 
 
 def samples_of(when: Literal["before", "after"], slots: tuple[str, ...], text: str) -> list[SampleRow]:

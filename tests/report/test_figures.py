@@ -47,6 +47,14 @@ def test_a_sweep_adds_the_learning_rate_figure_and_names_what_diverged(make_run,
     assert texts(run.figures / "further_data.svg").count("gsm8k") == 1
 
 
+def test_a_rate_that_was_stopped_early_is_not_called_diverged(make_run, sweep) -> None:
+    run = make_run(sweep, stopped="r64-lr0.003")
+    write_figures(run)
+    said = texts(run.figures / "learning_rates.svg")
+    assert any("rank 64 stopped early" in text for text in said)
+    assert not any("diverged" in text for text in said)
+
+
 def test_the_same_rows_give_the_same_files(make_run) -> None:
     first = [path.read_bytes() for path in write_figures(make_run())]
     assert first == [path.read_bytes() for path in write_figures(make_run(name="again"))]

@@ -78,6 +78,15 @@ def test_findings_come_from_the_run_directory(make_run) -> None:
     assert found["full"].method == "full fine-tuning"
 
 
+def test_a_slot_that_a_better_rate_ended_did_not_diverge(make_run) -> None:
+    run: RunDirectory = make_run(diverged="r64", stopped="r1")
+    found = {f.slot: f for f in slot_findings(run)}
+    assert [f.ended for f in found.values()] == ["stopped early", None, "diverged", None]
+    assert (found["r1"].diverged, found["r1"].after, found["r1"].validation) == (False, None, None)
+    assert judge(slot_findings(run)).text.endswith(" r64 diverged. r1 was stopped early.")
+    assert "diverged" not in judge(slot_findings(make_run(stopped="r1", name="alone"))).text
+
+
 def test_an_evaluation_cut_by_a_kill_is_not_compared(make_run) -> None:
     run: RunDirectory = make_run(finished=False)
     whole = slot_findings(run)

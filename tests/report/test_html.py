@@ -112,6 +112,12 @@ def test_chart_data_is_the_logs(make_run, sweep) -> None:
     assert data["rates"][2]["values"][-1] is None
 
 
+def test_a_slot_that_was_stopped_early_reads_so(make_run) -> None:
+    page = page_of(make_run(stopped="r64"))
+    assert "stopped early" in page.text["td"]
+    assert "diverged" not in " ".join("".join(parts) for tag, parts in page.text.items() if tag != "script")
+
+
 def test_a_run_that_is_not_finished_says_how_to_go_on(make_run) -> None:
     run = make_run(finished=False)
     said = " ".join("".join(parts) for tag, parts in page_of(run).text.items() if tag != "script")

@@ -24,10 +24,12 @@ def line_of(text: str, start: str) -> str:
 
 
 def test_findings_show_before_and_after(make_run) -> None:
-    text = printed(findings_table(make_run(diverged="r64")))
+    text = printed(findings_table(make_run(diverged="r64", stopped="r1")))
     assert "1.4640" in line_of(text, "r8")
     assert "4,608" in line_of(text, "r8")
     assert "diverged" in line_of(text, "r64")
+    assert "stopped early" in line_of(text, "r1")
+    assert "diverged" not in line_of(text, "r1")
     assert "diverged" not in line_of(text, "r8")
 
 

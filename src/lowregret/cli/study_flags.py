@@ -61,6 +61,8 @@ class Study:
     """Examples that learning rates are chosen by."""
     test_size: Whole = None
     """Examples that are reported on."""
+    no_curve: Switch = False
+    """Measure held-out loss before and after training only: for models where an evaluation costs as much as a cell."""
     workers: Whole = None
     """Processes (with --ray, banks) that train side by side (1). Small bases: one worker a core with --threads 1."""
     threads: Whole = None

@@ -17,6 +17,8 @@ from lowregret.studies.adaptive import PAPER_RANKS
 from lowregret.studies.extend import refuse_other, with_seeds
 
 TOML = ".toml"
+NEVER = 1_000_000_000
+"""Steps between evaluations where only the last counts."""
 CAPACITY_EPOCHS, CAPACITY_LOADS = 300.0, (2.5,)
 """Exposures of each fact, and bits offered to each parameter: more than it is expected to hold (science.md, C6b)."""
 
@@ -67,6 +69,8 @@ def _question(command: Study, protocol: str) -> QuestionSpec:
             epochs=(command.epochs or CAPACITY_EPOCHS) if capacity else 1.0,
             batch_size=batches[0] if batches else TrainSpec().batch_size,
             num_samples=0,
+            eval_early=not command.no_curve,
+            eval_every=NEVER if command.no_curve else TrainSpec().eval_every,
         ),
         ranks=numbers("rank", command.rank, int) or (PAPER_RANKS if command.grid == "paper" else default.ranks),
         alphas=numbers("alpha", command.alpha, float) or default.alphas,

@@ -76,6 +76,8 @@ class RayCluster:
         ray._private.worker._worker_logs_enabled = False
         options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
         if self._address == "local":
+            # Ray's own is 15: beside any other work the banks would get next to none of the processor.
+            os.environ.setdefault("RAY_worker_niceness", "0")
             cpus = max(os.cpu_count() or 1, self._number * self._resources["num_cpus"])
             options |= {"include_dashboard": False, "num_cpus": cpus, "object_store_memory": STORE_BYTES}
         try:
@@ -85,8 +87,8 @@ class RayCluster:
             raise KeyboardInterrupt from stop
         except (OSError, RuntimeError, ValueError, ImportError, ray.exceptions.RayError) as error:
             raise LowregretError(
-                f"--ray {self._address}: no cluster to train on: {_first_line(error)}; check that it runs, and with "
-                "this version of Ray and Python"
+                f"--ray {self._address}: no cluster to train on: {_first_line(error)}; check that it runs, with "
+                "this version of Ray and Python, and where it asks for a token, set RAY_AUTH_MODE=token here"
             ) from error
         self._tell_what_is_missing(ray)
         return self

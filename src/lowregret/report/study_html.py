@@ -110,7 +110,8 @@ def _facts(question: QuestionSpec, outcomes: Sequence[Outcome]) -> str:
     how_ended = f" ({', '.join(ended)})" if ended else ""
     facts = f"{len(outcomes)} cells{how_ended}, {seeds} seed{'s' if seeds > 1 else ''}, data {question.data.source}."
     noise = noise_floor(outcomes)
-    if noise is not None:
+    # Nobody can guess the facts of a capacity study: its held-out loss says nothing.
+    if noise is not None and question.protocol != "capacity":
         facts += f" Noise floor: {noise:.4f} nats between seeds at one arm and rate (median SD)."
     return facts
 

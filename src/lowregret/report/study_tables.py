@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from lowregret.report.numbers import count, learning_rate, nats, seconds
+from lowregret.report.numbers import count, learning_rate, nats
 from lowregret.report.protocols.asked import arm_names, by_arm, by_seed
 from lowregret.specs import Arm
 from lowregret.specs.codec import to_toml
@@ -41,7 +41,8 @@ def findings_table(findings: Sequence[Mapping[str, Any]]) -> str:
 def _finding(finding: Mapping[str, Any]) -> str:
     estimate = "-" if finding.get("estimate") is None else f"{finding['estimate']:.4g}"
     verdict, settles = finding["verdict"], finding["settles"]
-    model = f", on {finding['model']}" if finding["model"] else ""
+    on = f"on {finding['model']}" if finding["model"] else ""
+    note = ", ".join(filter(None, (finding["quantity"], on)))
     reason: str = finding["reason"]
     why = f"{reason[:1].upper()}{reason[1:]}." + (f" To settle it: {settles}." if settles else "")
     details = "".join(
@@ -52,7 +53,7 @@ def _finding(finding: Mapping[str, Any]) -> str:
     more = f"<details><summary>Further numbers</summary><dl>{details}</dl></details>" if details else ""
     return (
         f"<tr class=finding><th scope=row>{escape(finding['claim'])}</th>"
-        f"<td>{escape(finding['question'])}<br><span class=note>{escape(finding['quantity'] + model)}</span></td>"
+        f"<td>{escape(finding['question'])}<br><span class=note>{escape(note)}</span></td>"
         f"<td><span class='tag {MOODS[verdict]}'>{escape(verdict)}</span></td>"
         f"<td class=number>{estimate}</td><td class=number>{_pair(finding.get('interval'))}</td>"
         f"<td class=number>{_pair(finding.get('margin'))}</td><td class=number>{finding['seeds']}</td></tr>"
@@ -112,8 +113,8 @@ def cost_table(outcomes: Sequence[Outcome]) -> str:
     rows: list[str] = []
     for arm, own in by_arm(outcomes).items():
         timed = [one.seconds / arm.steps for one in own if one.seconds and not one.diverged]
-        adds = f"{arm.multiply_adds:.4g}" if arm.multiply_adds else "-"
-        took = seconds(sum(timed) / len(timed)) if timed else "-"
+        adds = count(round(arm.multiply_adds)) if arm.multiply_adds else "-"
+        took = f"{sum(timed) / len(timed):.3g} s" if timed else "-"
         ratio = ("1", "1") if arm.method == "full" else _ratios(outcomes, arm)
         rows.append(
             f"<tr><th scope=row>{escape(names[arm])}</th><td class=number>{count(arm.params)}</td>"
@@ -123,8 +124,8 @@ def cost_table(outcomes: Sequence[Outcome]) -> str:
     head = ("arm", "parameters", "multiply-adds a token", "over FullFT's", "time a step", "over FullFT's")
     return (
         f"{_table(head, ''.join(rows), numbers_from=1)}"
-        "<p class=note>Multiply-adds are counted and exact. Times are of this machine, a step's mean without "
-        "evaluation; their ratio is paired by seed, with the 95 % interval.</p>"
+        "<p class=note>Multiply-adds are counted and exact. Times are those of the machine that trained, "
+        "a step's mean without evaluation; their ratio is paired by seed, with the 95 % interval.</p>"
     )
 
 
@@ -152,7 +153,7 @@ def cells_table(study: StudyDirectory, outcomes: Sequence[Outcome]) -> str:
             f"<details><summary>{escape(names[arm])}: cells/{ordered[0].cell}/spec.toml</summary>"
             f"<pre>{escape(spec)}</pre></details>"
         )
-    head = ("arm", "learning rate", "seed", "final test NLL", "parameters", "batch", "steps", "cell")
+    head = ("arm", "learning rate", "seed", "final test NLL", "bits held", "parameters", "batch", "steps", "cell")
     table = _table(head, "".join(rows), style="cells")
     return (
         f"<details><summary>Every cell ({len(outcomes)})</summary>{table}</details>"
@@ -165,6 +166,7 @@ def _cell(name: str, outcome: Outcome) -> str:
     return (
         f"<tr><td>{escape(name)}</td><td class=number>{learning_rate(outcome.lr)}</td>"
         f"<td class=number>{outcome.seed}</td><td class=number>{became(outcome)}</td>"
+        f"<td class=number>{'-' if outcome.stored_bits is None else count(round(outcome.stored_bits))}</td>"
         f"<td class=number>{count(outcome.arm.params)}</td><td class=number>{outcome.arm.batch_size}</td>"
         f"<td class=number>{outcome.arm.steps}</td><td><code>{escape(outcome.cell)}</code></td></tr>"
     )

@@ -58,8 +58,18 @@
   const ticks = shown => shown.length
     ? {tickmode: "array", tickvals: shown.map(tick => tick[0]), ticktext: shown.map(tick => tick[1])} : {};
 
+  // A shape at an end of the axis lies on the frame; a point that nobody sees makes room for it.
+  const room = (one, chart) => one.axis === "y" || !chart.series.length ? [] : [{
+    x: [one.low], y: [chart.series[0].y[0]], mode: "markers", opacity: 0, hoverinfo: "skip", showlegend: false,
+  }];
+
+  const title = text => ({text, font: {size: 13}});
+
   function draw(chart) {
-    const traces = [...chart.series.flatMap(series => [...band(series), line(series)]), ...chart.marks.map(diamond)];
+    const traces = [
+      ...chart.series.flatMap(series => [...band(series), line(series)]), ...chart.marks.map(diamond),
+      ...chart.levels.flatMap(one => room(one, chart)),
+    ];
     const axis = {gridcolor: css("--grid"), linecolor: css("--line"), zeroline: false, automargin: true};
     const rows = Math.ceil(chart.series.length / 5);
     const place = document.getElementById(chart.key);
@@ -70,8 +80,8 @@
       hoverlabel: {bgcolor: css("--card"), bordercolor: css("--line"), font: {color: css("--text")}},
       modebar: {bgcolor: "rgba(0,0,0,0)", color: css("--soft"), activecolor: css("--accent")},
       legend: {orientation: "h", yref: "container", y: 0, yanchor: "bottom"},
-      xaxis: {...axis, ...ticks(chart.x_ticks), type: chart.x_log ? "log" : "linear", title: {text: chart.x_title}},
-      yaxis: {...axis, ...ticks(chart.y_ticks), type: chart.y_log ? "log" : "linear", title: {text: chart.y_title}},
+      xaxis: {...axis, ...ticks(chart.x_ticks), type: chart.x_log ? "log" : "linear", title: title(chart.x_title)},
+      yaxis: {...axis, ...ticks(chart.y_ticks), type: chart.y_log ? "log" : "linear", title: title(chart.y_title)},
       shapes: chart.levels.map(level), showlegend: true,
     };
     Plotly.react(place, traces, layout, {responsive: true, displaylogo: false, modeBarButtons: [TOOLS]});

@@ -11,6 +11,7 @@ from functools import cached_property
 from lowregret.report.curves import Style, full_style, rank_style
 from lowregret.specs import Arm, QuestionSpec
 from lowregret.studies.claims.arms import ALPHA
+from lowregret.studies.claims.c8_batch import EQUAL_STEPS
 from lowregret.studies.margins import Margins
 from lowregret.studies.outcome import Outcome
 from lowregret.studies.surface import Surface, surfaces
@@ -46,8 +47,11 @@ class Asked:
 
     @cached_property
     def shown(self) -> tuple[Arm, ...]:
-        """The arms whose curves are drawn, adapters by rank: all, or those that matter where they are too many."""
-        arms = tuple(by_arm(self.outcomes))
+        """The arms whose curves are drawn, adapters by rank: those that matter where all would be too many.
+
+        Curves of equal steps are cut off and cross the others; the gap is what they are for.
+        """
+        arms = tuple(arm for arm in by_arm(self.outcomes) if arm.variant != EQUAL_STEPS)
         return arms if len(arms) <= MOST_ARMS else tuple(_that_matter(arms))
 
     @cached_property
@@ -56,7 +60,7 @@ class Asked:
         number = len({outcome.arm for outcome in self.outcomes})
         if len(self.shown) == number:
             return ""
-        return f" Of {number} arms the {len(self.shown)} without controls are drawn, at the greatest run length."
+        return f" Of {number} arms {len(self.shown)} are drawn, without controls and at the greatest run length."
 
     @cached_property
     def names(self) -> dict[Arm, str]:
@@ -120,11 +124,16 @@ def arm_names(arms: Sequence[Arm]) -> dict[Arm, str]:
 
 
 def by_arm(outcomes: Sequence[Outcome]) -> dict[Arm, list[Outcome]]:
-    """The outcomes of each arm: adapters by rank, full fine-tuning last."""
+    """The outcomes of each arm: adapters by rank, full fine-tuning last; whatever was finished first."""
     groups: dict[Arm, list[Outcome]] = {}
     for outcome in outcomes:
         groups.setdefault(outcome.arm, []).append(outcome)
-    return {arm: groups[arm] for arm in sorted(groups, key=lambda arm: math.inf if arm.rank is None else arm.rank)}
+    return {arm: groups[arm] for arm in sorted(groups, key=_order)}
+
+
+def _order(arm: Arm) -> tuple[object, ...]:
+    rank = math.inf if arm.rank is None else arm.rank
+    return (rank, arm.targets, arm.variant, arm.alpha, arm.width, arm.batch_size, arm.steps)
 
 
 def by_seed(outcomes: Iterable[Outcome]) -> dict[int, list[Outcome]]:

@@ -80,7 +80,7 @@ def _capacity_line(asked: Asked, arm: Arm, found: dict[float, Floats]) -> tuple[
     )
     if not min(found) / NEAR <= rank <= max(found) * NEAR:
         return (), f"{text}; it lies outside the figure."
-    return (Level(axis="x", low=rank, high=rank, text="capacity: 2 bits a parameter = the data's"),), f"{text}."
+    return (Level(axis="x", low=rank, high=rank, text="capacity: 2 bits x parameters = bits of the data"),), f"{text}."
 
 
 def gap_against_batch(asked: Asked) -> tuple[Chart, ...]:

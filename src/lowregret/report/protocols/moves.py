@@ -137,8 +137,8 @@ def _norms(asked: Asked, moved: Mapping[Arm, list[Dynamics]]) -> Chart:
         x_log=True,
         y_log=True,
         series=tuple(series),
-        caption="Solid: B, which starts at zero. Dotted: A. Geometric mean over matrices; mean over seeds, band from the "
-        "smallest to the largest.",
+        caption="Solid: B, which starts at zero. Dotted: A. Geometric mean over matrices; mean over seeds, band from "
+        "the smallest to the largest.",
         ticks=step_axis(last),
     )
 
