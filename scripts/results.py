@@ -12,7 +12,6 @@ import argparse
 import math
 import shutil
 from collections import Counter
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +51,8 @@ def _section(study: StudyDirectory) -> list[str]:
     spec, environment = study.spec, study.environment
     findings = study.read_findings()
     verdicts = Counter(finding["verdict"] for finding in findings)
-    began = datetime.fromisoformat(environment["created"]).timestamp()
-    minutes = ((study.path / "findings.json").stat().st_mtime - began) / 60
     cells = {cell.cell for cell in study.plan.cells}
+    minutes = sum(study.read_record(cell).seconds for cell in cells) / 60
     commit = (environment.get("git_commit") or "")[:10]
     threads = environment["threads"]
     counted = ", ".join(f"{number} {verdict}" for verdict, number in sorted(verdicts.items()))
@@ -63,7 +61,7 @@ def _section(study: StudyDirectory) -> list[str]:
         "",
         f"`lowregret {_command(environment)}`, {environment['created'][:10]}, commit {commit}; {environment['cpu']}, "
         f"{spec.workers} worker{'s' if spec.workers > 1 else ''} of {threads} thread{'s' if threads > 1 else ''}; "
-        f"{len(cells)} cells in {minutes:.0f} minutes, counted from the study's beginning to its verdicts. "
+        f"{len(cells)} cells, {minutes:.0f} minutes of training summed over the workers, evaluation left out. "
         f"Of {len(findings)} claims {counted}.",
     ]
     said = ROOT / "papers" / f"{spec.name}.md"

@@ -14,11 +14,13 @@ from lowregret.report.protocols.chart import GUIDE, Chart, Level, Mark, Series
 
 
 def write_study_figures(charts: tuple[Chart, ...], folder: Path) -> tuple[Path, ...]:
-    """Draw every chart into the folder, and return the files."""
+    """Draw every chart into the folder, and return the files; pictures of an earlier report go."""
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     for chart in charts:
         written.extend(save_figure(draw_chart(chart), folder / chart.key))
+    for file in {*folder.glob("*.png"), *folder.glob("*.svg")} - set(written):
+        file.unlink()
     return tuple(written)
 
 

@@ -50,9 +50,10 @@ def _curves(series: Sequence[Sequence[float]], length: int) -> Floats:
 
 
 def departure_steps(arms: Sequence[Surface], reference: Surface, *, margin: float) -> Floats:
-    """First step at which each arm's pointwise minimum lies above the reference's by max(3 sigma, margin).
+    """First step from which on each arm's pointwise minimum stays above the reference's by max(3 sigma, margin).
 
-    Sigma at a step is the standard deviation over seeds of the gap at that step, pooled over arms.
+    Sigma at a step is the standard deviation over seeds of the gap at that step, pooled over arms. An arm that comes
+    back has not left: with adaptive grids an arm whose rates reach higher gains more in its first steps.
 
     Args:
         arms: on the same seeds as the reference.
@@ -75,8 +76,9 @@ def departure_steps(arms: Sequence[Surface], reference: Surface, *, margin: floa
     sigma = np.sqrt(np.where(np.isfinite(variance), variance, 0.0).mean(axis=0))
     away = gaps > np.maximum(SIGMAS * sigma, margin)
     away[:, :, np.array(steps) == 0] = False
-    first = np.array(steps, dtype=float)[np.argmax(away, axis=2)]
-    return np.where(away.any(axis=2), first, np.inf)
+    stays = np.logical_and.accumulate(away[:, :, ::-1], axis=2)[:, :, ::-1]
+    first = np.array(steps, dtype=float)[np.argmax(stays, axis=2)]
+    return np.where(stays.any(axis=2), first, np.inf)
 
 
 def spearman(x: Floats, y: Floats) -> Floats:

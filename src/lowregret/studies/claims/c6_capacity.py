@@ -27,7 +27,7 @@ def c6(outcomes: Sequence[Outcome], margins: Margins | None = None, *, model: st
 
     Each rank's curve is its pointwise minimum over learning rates; the reference is that of the largest rank, which
     isolates capacity from what else sets LoRA apart from FullFT (the same against FullFT stands in the details). Rank r
-    departs at the first step where it lies above by max(3 sigma, `departure`); a rank that never does ranks last.
+    departs at the first step from which on it stays above by max(3 sigma, `departure`); one that never does ranks last.
 
     Rule: two tests at 5 %, of which both must reject: a t test over seeds of the mean correlation against 0, and
     Page's test of ordered departures (1963), which does not need the correlations to vary. The mirror image
