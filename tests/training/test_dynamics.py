@@ -46,7 +46,12 @@ def test_traced_gradients_are_autograds() -> None:
     site = next(iter(bank.sites))
     batch = pack([("base", document) for document in documents])
     bump = torch.zeros(batch.tokens.numel(), bank.sites[site].out_features, requires_grad=True)
-    handle = bank.sites[site].register_forward_hook(lambda _m, _i, output: output + bump.view_as(output))
+
+    def bumped(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        del module, inputs
+        return output + bump.view_as(output)
+
+    handle = bank.sites[site].register_forward_hook(bumped)
     with lm.routed(Routing.from_lengths({None: batch.tokens.numel()})):
         logits = lm.logits(lm.hidden(batch))
     handle.remove()

@@ -43,7 +43,7 @@ class ArmTemplate:
     """An arm and the run that each of its cells is, but for learning rate and seed.
 
     >>> sorted(ArmTemplate.__dataclass_fields__)
-    ['arm', 'run', 'start']
+    ['arm', 'lr_factors', 'run', 'start']
     """
 
     arm: Arm
