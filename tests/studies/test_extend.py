@@ -26,7 +26,7 @@ MORE_RATES = replace(RANK, grid=replace(RANK.grid, rates=(1e-4, 1e-3)))
     ],
 )
 def test_more_of_the_same_is_the_same_study(larger: StudySpec):
-    refuse_other(SPEC, larger, where="new.toml")
+    assert refuse_other(SPEC, larger, where="new.toml") is None
 
 
 @pytest.mark.parametrize(
