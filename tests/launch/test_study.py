@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -241,3 +242,56 @@ def test_an_adaptive_grid_follows_the_minimum(materials: Path, tmp_path: Path):
     # It never asked for the same cell twice, and every cell that it asked for was trained once.
     cells = [cell.cell for cell in study.plan.cells]
     assert len(cells) == len(set(cells)) == sum(len(bank.cells) for bank in study.plan.banks)
+
+
+def test_a_finished_study_grows_by_a_seed_and_trains_that_alone(finished: Path, tmp_path: Path):
+    out = tmp_path / "grown"
+    shutil.copytree(finished, out)
+    before = records(out)
+    assert run(["study", "--resume", str(out), "--seeds", "4"]) == 0
+    after = records(out)
+    assert {cell: after[cell] for cell in before} == before
+    assert len(after) == len(before) * 4 // 3
+    study = StudyDirectory.open(out)
+    assert {planned.seed for planned in study.plan.cells if planned.cell not in before} == {3}
+    assert study.spec.questions[0].seeds == (0, 1, 2, 3)
+
+
+def test_the_invariance_holds_bitwise_in_a_study(materials: Path, tmp_path: Path):
+    out = tmp_path / "invariance"
+    given = flags(materials, "--lr", "4e-3", "--grid", "fixed", "--out", str(out), protocol="invariance")
+    given[given.index("--seeds") + 1] = "1"
+    assert run(given) == 0
+    (finding,) = findings(out)
+    assert (finding["claim"], finding["verdict"], finding["estimate"]) == ("C1", "supported", 0.0)
+    # Two references, and nine pairs of (p, q) in three ways.
+    assert len(StudyDirectory.open(out).plan.banks) == 29
+    assert (out / "cells.parquet").is_file()
+
+
+def test_dynamics_are_kept_with_the_cells(materials: Path, tmp_path: Path):
+    out = tmp_path / "dynamics"
+    given = flags(materials, "--lr", "1e-2", "--grid", "fixed", "--out", str(out), protocol="dynamics")
+    given[given.index("--rank") + 1] = "1,4"
+    assert run(given) == 0
+    for record in records(out).values():
+        assert record.dynamics.norm_b[0] == 0.0 < record.dynamics.norm_b[-1]
+        assert 0 < record.dynamics.kernel_error < 2
+        assert len(record.dynamics.norm_a) == len(record.steps)
+    (finding,) = findings(out)
+    assert (finding["claim"], finding["verdict"]) == ("C11", "inconclusive")
+    assert "rank 64 or more" in finding["settles"]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--steps", "4"), "--steps: a capacity study goes by --epochs"),
+        (("--lr", "1e-2"), "--data: what an example"),
+        (("--data", "micro-facts"), "--lr: is missing; a capacity study chooses by what was stored"),
+    ],
+)
+def test_capacity_says_what_it_needs(more: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]):
+    given = ["study", "capacity", "--model", "nano", *more]
+    assert run(given if "--data" in more else [*given, "--data", "train.jsonl"]) == 2
+    assert said in capsys.readouterr().err

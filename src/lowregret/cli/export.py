@@ -62,6 +62,11 @@ def chosen_slot(run: RunDirectory, name: str | None) -> SlotSpec:
 def _require_trained(run: RunDirectory, slot: SlotSpec) -> None:
     if run.summary is None:
         raise ExportError(f"{run.path}: the run is not finished; go on with it: lowregret sft --resume {run.path}")
+    if run.summary["slots"][slot.name].get("stopped"):
+        raise ExportError(
+            f"--slot {slot.name}: it was stopped early, since another rate was surely better; name that slot, or train "
+            "without train.drop_dominated"
+        )
     if run.summary["slots"][slot.name]["diverged"]:
         raise ExportError(f"--slot {slot.name}: it diverged and was retired; name another slot")
 

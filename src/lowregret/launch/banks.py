@@ -154,7 +154,7 @@ def harvest(study: StudyDirectory, bank: PlannedBank) -> None:
                 tokens=tokens[cell],
                 last_epoch_nats=nats[cell],
                 seconds=seconds[cell],
-                stopped=bool(run.summary["slots"][cell]["stopped"]),
+                stopped=bool(run.summary["slots"][cell].get("stopped", False)),
                 dynamics=_dynamics(dynamics[cell]),
             )
         )

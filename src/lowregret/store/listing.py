@@ -78,7 +78,8 @@ def _read_entry(run: RunDirectory) -> RunEntry:
     steps = [row.step for row in run.read_metrics()]
     slots = tuple(slot.name for slot in spec.slots)
     last = {(row.slot, row.split): row.nll for row in evals if row.slot in slots}
-    gone = {name for name, slot in (run.summary or {}).get("slots", {}).items() if slot["diverged"]}
+    ended = (run.summary or {}).get("slots", {})
+    gone = {name for name, slot in ended.items() if slot["diverged"] or slot.get("stopped")}
     judged = {slot: last.get((slot, "validation"), last.get((slot, "test"))) for slot in slots if slot not in gone}
     scores = {slot: nll for slot, nll in judged.items() if nll is not None and not math.isnan(nll)}
     best = min(scores, key=lambda slot: scores[slot]) if scores else None

@@ -145,10 +145,12 @@ def view_of(
 def _retired(metrics: Sequence[MetricRow], summary: Mapping[str, Any] | None) -> frozenset[str]:
     """By the summary; before there is one, by a loss that is no number, or no line for the last two steps.
 
-    One step is too few: a kill between the lines of a step leaves it for some slots only.
+    One step is too few: a kill between the lines of a step leaves it for some slots only. A slot that was stopped as
+    dominated ended by plan and did not fail.
     """
     slots: Mapping[str, Mapping[str, Any]] = (summary or {}).get("slots", {})
     last = {row.slot: row.step for row in metrics}
     silent = {slot for slot, step in last.items() if step < max(last.values()) - 1}
     lost = {row.slot for row in metrics if not math.isfinite(row.loss)}
-    return frozenset(silent | lost | {name for name, slot in slots.items() if slot.get("diverged")})
+    stopped = {name for name, slot in slots.items() if slot.get("stopped")}
+    return frozenset((silent | lost | {name for name, slot in slots.items() if slot.get("diverged")}) - stopped)
