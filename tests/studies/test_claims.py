@@ -146,6 +146,19 @@ def test_c3_leaves_out_rank_1_and_takes_the_shared_arm_of_the_control() -> None:
     assert c3([*study("C3"), *rank_1]) == c3(study("C3"))
 
 
+def test_an_arm_that_c4_only_reports_does_not_hide_its_verdict() -> None:
+    """LR* of a flat curve at alpha 128 is refused; the rule is about alpha 32."""
+    outcomes = study("C4")
+    wide = [
+        replace(o, arm=replace(o.arm, alpha=128.0), cell=f"{o.cell} wide", validation=(5.0, 2.0), test=(5.0, 2.0))
+        for o in outcomes
+        if o.arm.method == "lora"
+    ]
+    alone, beside = CLAIMS["C4"](outcomes), CLAIMS["C4"]([*outcomes, *wide])
+    assert (beside.verdict, beside.estimate) == (alone.verdict, alone.estimate)
+    assert not any("alpha 128" in name for name, _ in beside.details)
+
+
 def test_c4_compares_with_the_first_step_and_takes_the_longest_runs() -> None:
     outcomes = study("C4")
     finding = c4(outcomes)

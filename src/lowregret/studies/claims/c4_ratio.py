@@ -32,11 +32,10 @@ def c4(outcomes: Sequence[Outcome], margins: Margins | None = None, *, model: st
 
     def rule() -> Weighed:
         found = aligned(_longest(surfaces(outcomes)), margins.least_seeds)
-        ratios = _ratios(found)
-        widths = sorted({arm.width for arm in ratios})
+        widths = sorted({arm.width for arm in found if arm.method == "lora"})
         if len(widths) < LEAST_WIDTHS:
             raise Refused(f"{len(widths)} widths, and the rule needs {LEAST_WIDTHS}", "bases of further widths")
-        primary = {arm: ratio for arm, ratio in ratios.items() if arm.alpha == ALPHA}
+        primary = {arm: _ratio(found, arm) for arm in found if arm.method == "lora" and arm.alpha == ALPHA}
         by_width = {width: _mean(primary, width) for width in widths}
         parts = [_near_ten(width, logs, margins) for width, logs in by_width.items()]
         drift = slopes(np.log(widths), np.stack([by_width[width] for width in widths]))
@@ -46,7 +45,7 @@ def c4(outcomes: Sequence[Outcome], margins: Margins | None = None, *, model: st
         return Weighed(
             parts=(*parts, slope),
             used=tuple(found.values()),
-            details=(*_against_first_step(ratios), *grid_sizes(found)),
+            details=(*_against_first_step(found), *grid_sizes(found)),
             withheld=_drifts(drift),
         )
 
@@ -60,15 +59,10 @@ def _longest(found: Found) -> Found:
     return chosen(found, lambda arm: not arm.variant and arm.steps == longest[arm.width])
 
 
-def _ratios(found: Found) -> dict[Arm, Floats]:
-    """Log ratio of each LoRA arm to FullFT on the same base."""
-    ratios: dict[Arm, Floats] = {}
-    for arm, surface in found.items():
-        if arm.method == "full":
-            continue
-        _, full = only(_full_beside(found, arm), f"FullFT at width {arm.width}")
-        ratios[arm] = log_ratios(surface, full)
-    return ratios
+def _ratio(found: Found, arm: Arm) -> Floats:
+    """Log ratio of a LoRA arm to FullFT on the same base."""
+    _, full = only(_full_beside(found, arm), f"FullFT at width {arm.width}")
+    return log_ratios(found[arm], full)
 
 
 def _full_beside(found: Found, arm: Arm) -> Found:
@@ -100,13 +94,19 @@ def _drifts(values: Floats) -> tuple[str, str] | None:
     )
 
 
-def _against_first_step(ratios: Mapping[Arm, Floats]) -> tuple[tuple[str, float], ...]:
-    """The ratio over sqrt(3) d / alpha at each width and alpha: 1 where the first step explains it."""
-    return tuple(
-        (
-            f"ratio over sqrt(3) d / alpha, {arm.label}, width {arm.width}",
-            math.exp(float(ratio.mean())) * arm.alpha / (math.sqrt(3) * arm.width),
-        )
-        for arm, ratio in ratios.items()
-        if arm.width
-    )
+def _against_first_step(found: Found) -> tuple[tuple[str, float], ...]:
+    """The ratio over sqrt(3) d / alpha at each width and alpha: 1 where the first step explains it.
+
+    An arm of another alpha whose LR* is refused is left out here: the verdict is about alpha 32 alone.
+    """
+    details: list[tuple[str, float]] = []
+    for arm in found:
+        if arm.method == "full" or not arm.width:
+            continue
+        try:
+            ratio = math.exp(float(_ratio(found, arm).mean()))
+        except Refused:
+            continue
+        name = f"ratio over sqrt(3) d / alpha, {arm.label}, width {arm.width}"
+        details.append((name, ratio * arm.alpha / (math.sqrt(3) * arm.width)))
+    return tuple(details)
