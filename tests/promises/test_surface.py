@@ -193,7 +193,7 @@ FIELDS = {
     "HardwareSpec": "device dtype threads tokens_per_microbatch activation_checkpointing memory_bytes",
     "ModelSpec": "source revision",
     "OptimSpec": "lr lr_b betas eps eps_b weight_decay weight_decay_b clip_norm",
-    "RunSpec": "task model data slots train hardware tracking",
+    "RunSpec": "task model data slots train rl hardware tracking",
     "ScheduleSpec": "kind warmup final",
     "SlotSpec": "name weights optim data_seed",
     "TrainSpec": (

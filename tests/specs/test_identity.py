@@ -10,7 +10,18 @@ from typing import Any
 
 import pytest
 
-from lowregret.specs import AdapterSpec, DataSpec, FullSpec, ModelSpec, OptimSpec, RunSpec, SlotSpec, TrackingSpec
+from lowregret.specs import (
+    AdapterSpec,
+    DataSpec,
+    FullSpec,
+    ModelSpec,
+    OptimSpec,
+    RewardSpec,
+    RLSpec,
+    RunSpec,
+    SlotSpec,
+    TrackingSpec,
+)
 from lowregret.specs.codec import to_toml
 from lowregret.specs.identity import identity
 
@@ -21,6 +32,7 @@ RUN = RunSpec(
         SlotSpec(name="r8", weights=AdapterSpec(rank=8), optim=OptimSpec(lr=2e-4)),
         SlotSpec(name="full", weights=FullSpec(), optim=OptimSpec(lr=1e-5)),
     ),
+    rl=RLSpec(rewards=(RewardSpec(source="exact"),)),
 )
 CONTENTS = {"model_hash": "m0", "data_hash": "d0", "dtype": "fp32", "device_class": "cpu"}
 
@@ -51,6 +63,9 @@ def other(name: str, value: Any) -> Any:
         "rounding": "nearest",
         "kind": "linear",
         "dtype": "fp32",
+        "ratio": "sequence",
+        "normaliser": "tokens",
+        "engine": "vllm",
     }
     if name in choices:
         return choices[name]
@@ -59,8 +74,8 @@ def other(name: str, value: Any) -> Any:
     if name == "betas":
         return (value[0], value[1] + 1e-12)
     if value is None:
-        strings = {"revision", "config", "test_split", "test_source", "tracker"}
-        floats = {"lr", "lr_b", "eps_b", "weight_decay_b", "clip_norm"}
+        strings = {"revision", "config", "test_split", "test_source", "tracker", "template"}
+        floats = {"lr", "lr_b", "eps_b", "weight_decay_b", "clip_norm", "clip_low", "clip_high", "truncate"}
         return "x" if name in strings else 0.5 if name in floats else 7
     if isinstance(value, tuple):
         return (*value, "x")

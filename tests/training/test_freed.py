@@ -6,13 +6,13 @@ import gc
 import weakref
 
 import pytest
+from tests.tiny import bank_on, examples, packed, tiny_llama
 from torch import Tensor
 
 from lowregret.models.load import with_full
 from lowregret.specs import AdapterSpec, FullSpec, OptimSpec
 from lowregret.training.optimizer import AdamW
 from lowregret.training.step import train_step
-from tests.tiny import bank_on, examples, packed, tiny_llama
 
 
 def trained(method: str) -> list[weakref.ref[Tensor]]:

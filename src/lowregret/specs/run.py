@@ -9,6 +9,7 @@ from lowregret.specs.data import DataSpec
 from lowregret.specs.hardware import HardwareSpec
 from lowregret.specs.model import ModelSpec
 from lowregret.specs.optim import OptimSpec, ScheduleSpec
+from lowregret.specs.rl import RLSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,7 @@ class TrainSpec:
     epochs: float = 1.0
     """Passes over the training split; not used when `steps` is set."""
     batch_size: int = 8
-    """Sequences a step and slot. Small is the default because LoRA pays for large batches."""
+    """Sequences a step and slot (RL: prompts). Small is the default because LoRA pays for large batches."""
     eval_every: int = 100
     """Steps between evaluations, after the log-spaced early ones (0, 1, 2, 4, 8, ...)."""
     eval_early: bool = True
@@ -78,7 +79,7 @@ class TrackingSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSpec:
-    """A whole supervised run. `lowregret sft run.toml` runs it; every run directory holds one.
+    """A whole run. `lowregret sft run.toml` or `lowregret rl run.toml` runs it; every run directory holds one.
 
     >>> spec = RunSpec(model=ModelSpec(source="smollm2-135m"), data=DataSpec(source="facts"), slots=())
     >>> spec.task
@@ -86,11 +87,13 @@ class RunSpec:
     """
 
     task: str = "sft"
-    """`sft`; RL has a task of its own."""
+    """`sft` or `rl`."""
     model: ModelSpec
     data: DataSpec
     slots: tuple[SlotSpec, ...]
     """What trains, in order. All LoRA slots train in one pass over one frozen base."""
     train: TrainSpec = field(default_factory=TrainSpec)
+    rl: RLSpec | None = None
+    """Of a run whose task is `rl`."""
     hardware: HardwareSpec = field(default_factory=HardwareSpec)
     tracking: TrackingSpec = field(default_factory=TrackingSpec)
