@@ -169,6 +169,7 @@ append_metrics rows
 append_samples rows
 close
 create path spec plan environment
+drop_checkpoints
 latest_checkpoint on_skip
 mark_finished summary
 open path

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lowregret.store.checkpoints import latest_checkpoint, list_checkpoints, writing_checkpoint
+from lowregret.store.checkpoints import drop_checkpoints, latest_checkpoint, list_checkpoints, writing_checkpoint
 
 
 def write(root: Path, step: int, keep: int = 2) -> Path:
@@ -85,3 +85,13 @@ def test_an_error_while_writing_leaves_the_old_ones_alone(tmp_path: Path) -> Non
         interrupted()
     assert [path.name for path in tmp_path.iterdir()] == ["step-000010"]
     assert latest_checkpoint(tmp_path, refuse) == (10, tmp_path / "step-000010")
+
+
+def test_drop_checkpoints_leaves_nothing(tmp_path: Path) -> None:
+    root = tmp_path / "checkpoints"
+    drop_checkpoints(root)  # there is none yet
+    for step in (1, 2):
+        with writing_checkpoint(root, step, keep=2) as folder:
+            (folder / "weights").write_bytes(b"x")
+    drop_checkpoints(root)
+    assert not root.exists()

@@ -118,7 +118,10 @@ TAIL_BYTES = 4096
 
 
 def harvest(study: StudyDirectory, bank: PlannedBank) -> None:
-    """Write the record of every cell of a finished bank."""
+    """Write the record of every cell of a finished bank, which then needs its checkpoints no more.
+
+    Those of 42 cells on SmolLM2-135M, 24 of them full fine-tuning, took 31 GB.
+    """
     run = RunDirectory.open(study.bank_folder(bank.bank))
     assert run.summary is not None
     series: dict[str, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
@@ -158,6 +161,8 @@ def harvest(study: StudyDirectory, bank: PlannedBank) -> None:
                 dynamics=_dynamics(dynamics[cell]),
             )
         )
+    with run:
+        run.drop_checkpoints()
 
 
 def _dynamics(rows: Sequence[DynamicsRow]) -> Dynamics | None:

@@ -86,6 +86,17 @@ def find_flaw(folder: Path) -> str | None:
     return None
 
 
+def drop_checkpoints(root: Path) -> None:
+    """Remove all of them and their folder."""
+    if not root.is_dir():
+        return
+    with disk_errors(root):
+        for _, folder in list_checkpoints(root):
+            _put_aside(folder)
+        _remove_leftovers(root)
+        root.rmdir()
+
+
 def checkpoint_name(step: int) -> str:
     """Name of the folder of a step.
 

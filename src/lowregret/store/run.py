@@ -190,6 +190,12 @@ class RunDirectory:
         """Step and folder of the newest whole checkpoint; `on_skip` hears of each damaged one passed over."""
         return checkpoints.latest_checkpoint(self.path / "checkpoints", on_skip)
 
+    def drop_checkpoints(self) -> None:
+        """Remove every checkpoint of a finished run: a full fine-tuning's are three times the model each."""
+        self._lock.acquire()
+        assert self.finished
+        checkpoints.drop_checkpoints(self.path / "checkpoints")
+
     def mark_finished(self, summary: Mapping[str, Any]) -> None:
         """Write `summary.json`: the run is complete."""
         self._lock.acquire()
