@@ -93,3 +93,66 @@ class PackedBatch:
             segment_slots=self.segment_slots,
             padding=self.padding,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """What a slot said to a prompt.
+
+    >>> Completion(tokens=np.array([7, 2]), logprobs=np.array([-0.5, -0.1]), stopped=True).num_tokens
+    2
+    """
+
+    tokens: Int[np.ndarray, " L"]
+    """Token ids, the end token included where there is one: the learner is to learn when to end."""
+    logprobs: Float[np.ndarray, " L"]
+    """Log-probability of each under the sampler, nats, float32."""
+    stopped: bool
+    """It ended by itself; False: it was cut off at the longest length."""
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """A scored completion.
+
+    >>> said = Completion(tokens=np.array([7]), logprobs=np.array([-0.5]), stopped=True)
+    >>> Rollout(completion=said, text="4", reward=1.0, failure="").reward
+    1.0
+    """
+
+    completion: Completion
+    text: str
+    """What was scored."""
+    reward: float
+    failure: str
+    """Why there is no score of its own; empty where there is one (`specs.Failure`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutGroup:
+    """The rollouts of one slot to one prompt; the advantage of each is its reward minus their mean.
+
+    >>> said = Completion(tokens=np.array([7]), logprobs=np.array([-0.5]), stopped=True)
+    >>> rollouts = tuple(Rollout(completion=said, text="", reward=reward, failure="") for reward in (1.0, 0.0))
+    >>> RolloutGroup(problem=3, prompt=(1, 2), rollouts=rollouts).has_signal
+    True
+    """
+
+    problem: int
+    """Index of the problem in its split."""
+    prompt: tuple[int, ...]
+    """Token ids."""
+    rollouts: tuple[Rollout, ...]
+
+    @property
+    def rewards(self) -> Float[np.ndarray, " G"]:
+        return np.array([rollout.reward for rollout in self.rollouts])
+
+    @property
+    def has_signal(self) -> bool:
+        """Whether some rewards differ: else every advantage is 0 and so is the gradient."""
+        return bool(np.ptp(self.rewards) > 0)

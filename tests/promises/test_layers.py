@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "export": "store data adapters models training",
     "studies": "planner store",
     "report": "store studies",
-    "launch": "planner store data models studies training",
+    "launch": "planner store data rewards models studies training",
 }
 """Room -> the rooms beside layer 0 that it may import; `cli` and the package itself may import all of them."""
 

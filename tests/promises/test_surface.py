@@ -163,9 +163,12 @@ METHODS = {
     "RunDirectory": """
 acquire
 adapter_folder slot
+append_accuracy rows
 append_dynamics rows
 append_evals rows
 append_metrics rows
+append_policy rows
+append_rollouts rows
 append_samples rows
 close
 create path spec plan environment
@@ -173,9 +176,12 @@ drop_checkpoints
 latest_checkpoint on_skip
 mark_finished summary
 open path
+read_accuracy
 read_dynamics
 read_evals
 read_metrics
+read_policy
+read_rollouts
 read_samples
 truncate_logs step
 write_data_report report

@@ -20,6 +20,8 @@ from lowregret.specs import (
     PlannedBank,
     PlannedCell,
     QuestionSpec,
+    RewardSpec,
+    RLSpec,
     RunSpec,
     SlotSpec,
     StudyPlan,
@@ -29,12 +31,14 @@ from lowregret.specs import (
 from lowregret.store import collect_environment
 from lowregret.store.study import CellRecord, StudyDirectory
 from lowregret.studies.claims import CLAIMS, CLAIMS_OF, c12
-from lowregret.studies.designs import around
+from lowregret.studies.designs import THIRD_DECADE, around
 from lowregret.studies.outcome import Outcome
-from lowregret.studies.simulate import Design, Truth, draw, simulate
+from lowregret.studies.simulate import Design, RLTruth, Truth, draw, simulate
+from lowregret.studies.simulate_rl import simulate_rl
 from studies.cells import cells, full, lora
 
 Asked = tuple[QuestionSpec, list[Outcome]]
+RL = RLSpec(rewards=(RewardSpec(source="exact"),), group=8)
 
 
 def question(protocol: str, **fields: Any) -> QuestionSpec:
@@ -110,6 +114,21 @@ def invariance_question() -> Asked:
     return question("invariance", seeds=(0,)), runs
 
 
+def rl_question() -> Asked:
+    """Three ranks and full fine-tuning on eight seeds, with plateaus and policies that collapse."""
+    rng = np.random.default_rng(3)
+    truth = Truth(rl=RLTruth(plateau_gain=0.3, steps_ratio=1.2), regret=0.01)
+    arms = [*(lora(rank, steps=120) for rank in (1, 4, 32)), full(steps=120)]
+    grids = {arm: around(truth.rates.best(arm), 7, rng, factor=THIRD_DECADE) for arm in arms}
+    return question("rl", rl=RL), simulate_rl(grids, range(8), truth, rng)
+
+
+def rl_layers_question() -> Asked:
+    """Attention-only ends lower."""
+    outcomes = draw("C7rl", Truth(attention_gap=0.15), Design(), range(8), np.random.default_rng(1))
+    return question("rl-layers", rl=RL), outcomes
+
+
 def every_question() -> list[Asked]:
     """One question of each protocol."""
     return [
@@ -124,6 +143,8 @@ def every_question() -> list[Asked]:
         capacity_question(),
         ratio_question(),
         claim_question("certify", "certify"),
+        rl_question(),
+        rl_layers_question(),
     ]
 
 

@@ -23,7 +23,7 @@ def finding(slot: str, after: float | None, validation: float | None, *, diverge
 
 def test_the_best_is_chosen_on_validation_and_reported_on_test() -> None:
     verdict = judge([finding("lucky", 1.40, 1.70), finding("sound", 1.50, 1.60)])
-    assert (verdict.best, verdict.fell) == ("sound", True)
+    assert (verdict.best, verdict.improved) == ("sound", True)
     assert "from 2.000 to 1.500" in verdict.text
     assert "0.500 less, 25%" in verdict.text
     assert "best of 2 slots on the validation split" in verdict.text
@@ -45,7 +45,7 @@ def test_without_a_validation_split_the_test_split_decides_and_is_named() -> Non
 )
 def test_changes_inside_the_margin_are_no_change(after: float, fell: bool, says: str) -> None:
     verdict = judge([finding("r8", after, after)])
-    assert verdict.fell is fell
+    assert verdict.improved is fell
     assert says in verdict.text
 
 
@@ -61,7 +61,7 @@ def test_a_diverged_slot_is_named_and_never_best() -> None:
     assert verdict.best == "calm"
     assert verdict.text.endswith("wild diverged.")
     nothing = judge([finding("wild", None, None, diverged=True)])
-    assert (nothing.best, nothing.fell) == (None, False)
+    assert (nothing.best, nothing.improved) == (None, False)
 
 
 def test_findings_come_from_the_run_directory(make_run) -> None:
@@ -99,5 +99,5 @@ def test_before_any_training_there_is_no_verdict(make_run) -> None:
     with RunDirectory.open(make_run().path) as run:
         run.truncate_logs(0)
     verdict = judge(slot_findings(run))
-    assert (verdict.best, verdict.fell) == (None, False)
+    assert (verdict.best, verdict.improved) == (None, False)
     assert "yet" in verdict.text

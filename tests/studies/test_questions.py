@@ -23,13 +23,16 @@ from lowregret.specs import (
     ModelSpec,
     OptimSpec,
     QuestionSpec,
+    RewardSpec,
+    RLSpec,
     RunSpec,
     SlotSpec,
     TrainSpec,
 )
 from lowregret.studies.asking import wanted_cells
+from lowregret.studies.equal_parameters import matched_ranks
 from lowregret.studies.packing import pack_cells
-from lowregret.studies.questions import ArmTemplate, Base, arm_templates, matched_ranks
+from lowregret.studies.questions import ArmTemplate, Base, arm_templates
 from studies.cells import cells
 
 MODEL = ModelSpec(source="m")
@@ -72,6 +75,22 @@ def test_the_arms_of_every_protocol(base: Base):
     assert [(t.arm.label, t.arm.steps) for t in templates(ratio, base)] == [
         ("r1 alpha 8", 50), ("r1", 50), ("full", 50), ("r1 alpha 8", 100), ("r1", 100), ("full", 100),
     ]  # fmt: skip
+
+
+RL = RLSpec(rewards=(RewardSpec(source="exact"),))
+
+
+def test_cells_of_rl_train_by_reinforcement_and_to_the_end(base: Base):
+    question = replace(QUESTION, protocol="rl", rl=RL)
+    assert labels(question, base) == ["r1", "r4", "r16", "full"]
+    assert {(t.run.task, t.run.rl, t.run.train.drop_dominated) for t in templates(question, base)} == {("rl", RL, None)}
+    assert all(t.run.train.drop_dominated for t in templates(QUESTION, base))
+    starts = {t.arm.method: t.start for t in templates(question, base)}
+    assert 1 < starts["lora"] / starts["full"] < 10  # the planner's rates for RL, not those for SFT
+    arms = [t.arm for t in templates(replace(question, protocol="rl-layers", ranks=(8,)), base)]
+    assert [arm.targets for arm in arms] == [("attention",), ("mlp",), ("all",), ("all",)]
+    assert max(a.params for a in arms[:3]) / min(a.params for a in arms[:3]) < 1.01
+    assert (arms[-1].method, len(arms)) == ("full", 4)
 
 
 def test_layers_are_compared_at_equal_parameters(base: Base):
@@ -139,6 +158,9 @@ def test_a_seed_decides_a_and_the_order_and_the_rounding(base: Base):
         ({"train": TrainSpec()}, "train.steps is missing"),
         ({"protocol": "batch-size"}, "needs at least two batch sizes"),
         ({"protocol": "capacity"}, "needs loads and bits_per_example"),
+        ({"protocol": "rl"}, "rl: rl is missing; give its rewards"),
+        ({"protocol": "rl-layers"}, "rl is missing"),
+        ({"rl": RL}, "rank: rl is for rl and rl-layers; leave it out"),
     ],
 )
 def test_a_question_that_can_not_be_asked(change: dict[str, object], said: str, base: Base):

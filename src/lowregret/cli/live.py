@@ -35,6 +35,7 @@ class Scores:
         self.latest: dict[str, float] = {}
         self.step: StepReport | None = None
         self.steps = 0
+        self.measure = "NLL"
 
     def on_plan(self, plan: ResolvedPlan) -> None:
         self.slots = tuple(slot.name for slot in plan.spec.slots)
@@ -46,11 +47,12 @@ class Scores:
 
     def on_eval(self, report: EvalReport) -> None:
         if report.split == SHOWN_SPLIT:
+            self.measure = report.measure
             self.latest |= report.nll
             self.first = {**report.nll, **self.first}
 
     def held_out(self, slot: str) -> str:
-        """Held-out NLL of a slot, at first -> now."""
+        """Held-out measure of a slot, at first -> now."""
         if slot not in self.latest:
             return ""
         first, latest = self.first[slot], self.latest[slot]
@@ -101,8 +103,8 @@ class LiveDisplay:
         scores = self._scores
         table = Table(box=None, header_style="dim", pad_edge=False)
         table.add_column("slot")
-        table.add_column("training loss", justify="right")
-        table.add_column(f"{SHOWN_SPLIT} NLL, first -> now", justify="right")
+        table.add_column(f"training {scores.step.measure if scores.step else 'loss'}", justify="right")
+        table.add_column(f"{SHOWN_SPLIT} {scores.measure}, first -> now", justify="right")
         for slot in scores.slots:
             loss = f"{scores.losses[slot]:.4f}" if slot in scores.losses else ""
             table.add_row(Text(slot), loss, scores.held_out(slot))
@@ -136,12 +138,12 @@ class PlainLines:
         if report.step == report.steps or now - self._last_line >= LINE_SECONDS:
             self._last_line = now
             losses = "  ".join(f"{slot} {loss:.4f}" for slot, loss in report.losses.items())
-            self._print(f"{self._scores.headline()}  loss: {losses}")
+            self._print(f"{self._scores.headline()}  {report.measure}: {losses}")
 
     def on_eval(self, report: EvalReport) -> None:
         self._scores.on_eval(report)
         values = "  ".join(f"{slot} {nll:.4f}" for slot, nll in report.nll.items())
-        self._print(f"step {report.step}  {report.split} NLL: {values}")
+        self._print(f"step {report.step}  {report.split} {report.measure}: {values}")
 
     def on_message(self, message: str) -> None:
         self._print(message)

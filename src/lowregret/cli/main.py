@@ -11,7 +11,7 @@ from typing import Annotated, cast
 import tyro
 from tyro.conf import subcommand
 
-from lowregret.cli.flags import Bases, Command, Diagnose, Export, Plan, Runs, Sft
+from lowregret.cli.flags import Bases, Command, Diagnose, Export, Plan, Rl, Runs, Sft
 from lowregret.cli.study_flags import Study
 from lowregret.errors import LowregretError
 
@@ -19,7 +19,8 @@ DESCRIPTION = """\
 lowregret answers one question with evidence: will LoRA match full fine-tuning on this model and this data, and with
 which settings? `plan` computes what a run would do, without loading weights. `sft` trains adapters of many ranks and
 learning rates in one pass over one frozen base, measures the loss on held-out data as it goes, and leaves a run
-directory with the adapters, their curves and a report. `study` runs an experiment of the paper on your model and data
+directory with the adapters, their curves and a report. `rl` does the same by policy gradient on rewards that a program
+computes, and measures accuracy. `study` runs an experiment of the paper on your model and data
 and gives a verdict with its interval. `diagnose` finds what went wrong in a run or a study. `export` writes an adapter
 for PEFT, or merges it.
 
@@ -34,6 +35,7 @@ lowregret runs
 
 _COMMANDS = (
     Annotated[Sft, subcommand("sft")]
+    | Annotated[Rl, subcommand("rl")]
     | Annotated[Plan, subcommand("plan")]
     | Annotated[Study, subcommand("study")]
     | Annotated[Export, subcommand("export")]
@@ -94,6 +96,10 @@ def _dispatch(command: Command | Study) -> int:
             from lowregret.cli.sft import sft
 
             return sft(command)
+        case Rl():
+            from lowregret.cli.rl import rl
+
+            return rl(command)
         case Plan():
             from lowregret.cli.plan import plan
 

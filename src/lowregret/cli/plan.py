@@ -21,10 +21,11 @@ from lowregret.cli.prepare import (
     with_reasons,
     with_slots,
 )
-from lowregret.cli.specs import flag_name
+from lowregret.cli.reading import flag_name
 from lowregret.cli.tables import print_plan
 from lowregret.data.generated import fact_bits
 from lowregret.data.load import TokenizedData
+from lowregret.data.problems import ProblemData, load_problems
 from lowregret.data.tokenizer import TextTokenizer
 from lowregret.errors import SpecError
 from lowregret.models.locate import ModelFolder, locate_model
@@ -32,7 +33,6 @@ from lowregret.planner.describe import plan_mapping
 from lowregret.planner.emit import emit
 from lowregret.planner.flops import flops
 from lowregret.planner.information import (
-    GROUP,
     completion_information,
     known_information,
     measured_information,
@@ -59,11 +59,10 @@ def plan(command: Plan) -> int:
     console = Console(stderr=True)
     notify = notify_on(console)
     request = request_of(command)
+    _refuse_other_task(command, request.spec)
     ensure_bases([request.spec.model], notify=notify)
     model = locate_model(request.spec.model, weights=command.measure, notify=notify)
-    data = None
-    if command.tokens is None:
-        data = tokenize(request.spec.data, TextTokenizer.from_folder(model.path), notify)
+    data = _data(request.spec, model, notify) if command.tokens is None else None
     facts = _stated(command.tokens, request.spec) if data is None else data.facts
     shape = read_shape(model.path)
     device = request.spec.hardware.device
@@ -98,12 +97,6 @@ def _refuse_idle(command: Plan) -> None:
         raise SpecError(f"--task: {command.spec} says what the task is; leave the flag out or change the file")
     if command.out is not None and command.out.exists():
         raise SpecError(f"--out: {command.out} exists; name another file, or remove it")
-    if command.task != "rl":
-        for field in ("group", "reward_bins", "pass_rate"):
-            if getattr(command, field) is not None:
-                raise SpecError(f"{flag_name(field)}: is for --task rl; add that or leave it out")
-    elif command.measure:
-        raise SpecError("--measure: the bits of RL are in its rewards; give --pass-rate instead")
     if command.measure and command.tokens is not None:
         raise SpecError("--measure: needs the data itself; give --data instead of --tokens")
     if command.measure and command.tflops is not None:
@@ -118,6 +111,22 @@ def _refuse_idle(command: Plan) -> None:
         raise SpecError("--emit: prints a configuration, not JSON; leave --json out")
 
 
+def _refuse_other_task(command: Plan, spec: RunSpec) -> None:
+    """Refuse what the other task would use."""
+    if spec.task != "rl":
+        for field in ("reward_bins", "pass_rate"):
+            if getattr(command, field) is not None:
+                raise SpecError(f"{flag_name(field)}: is for --task rl; add that or leave it out")
+    elif command.measure:
+        raise SpecError("--measure: the bits of RL are in its rewards; give --pass-rate instead")
+
+
+def _data(spec: RunSpec, model: ModelFolder, notify: Notify) -> TokenizedData | ProblemData:
+    """The run's examples, or its problems; no scorer is asked whether it can read their answers."""
+    tokenizer = TextTokenizer.from_folder(model.path)
+    return tokenize(spec.data, tokenizer, notify) if spec.rl is None else load_problems(spec.data, spec.rl, tokenizer)
+
+
 def _stated(tokens: int | None, spec: RunSpec) -> DataFacts:
     assert tokens is not None
     facts = stated_facts(tokens)
@@ -129,7 +138,7 @@ def _learned(
     spec: RunSpec,
     facts: DataFacts,
     model: ModelFolder,
-    data: TokenizedData | None,
+    data: TokenizedData | ProblemData | None,
     shape: ModelShape,
     machine: DeviceFacts,
     notify: Notify,
@@ -140,7 +149,6 @@ def _learned(
         information = reward_information(
             spec,
             facts,
-            group=GROUP if command.group is None else command.group,
             reward_bins=2 if command.reward_bins is None else command.reward_bins,
             pass_rate=command.pass_rate,
         )
@@ -150,7 +158,7 @@ def _learned(
         return _Learned(information=known_information(spec, facts, bits=bits, unit=FACTS), macs_per_second=speed)
     if not command.measure:
         return _Learned(information=completion_information(spec, facts), macs_per_second=speed)
-    assert data is not None
+    assert isinstance(data, TokenizedData)
     return _measured(spec, model, data, shape, machine, notify)
 
 

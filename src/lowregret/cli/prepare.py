@@ -10,9 +10,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from lowregret.cli.flags import Plan, Sft
-from lowregret.cli.specs import ranks_of, refuse_changes, slots_of, spec_of
+from lowregret.cli.flags import Plan, Rl, Sft
+from lowregret.cli.rl_specs import with_presets
+from lowregret.cli.specs import ranks_of, refuse_changes, slots_of, spec_of, task_of
 from lowregret.data.load import TokenizedData, load_data
+from lowregret.data.problems import ProblemData
 from lowregret.data.tokenizer import TextTokenizer
 from lowregret.errors import CheckpointError, SpecError
 from lowregret.models.locate import ModelFolder
@@ -44,7 +46,7 @@ class Request:
     """No slots yet: the planner suggests a rank once it knows the data."""
 
 
-def request_of(command: Sft | Plan) -> Request:
+def request_of(command: Sft | Rl | Plan) -> Request:
     """The spec file of the command where it names one, else the spec that its flags describe.
 
     Raises:
@@ -58,13 +60,13 @@ def request_of(command: Sft | Plan) -> Request:
             return Request(spec=spec, suggest=True)
         validate_spec(spec)
         return Request(spec=spec, suggest=False)
-    spec = read_spec(command.spec)
-    if isinstance(command, Sft) and command.track is not None:
+    spec = with_presets(read_spec(command.spec))
+    if not isinstance(command, Plan) and command.track is not None:
         # Tracking is no part of what a run computes, so this flag may add to a file.
         spec = replace(spec, tracking=replace(spec.tracking, tracker=command.track))
+    if not isinstance(command, Plan) and spec.task != task_of(command):
+        raise SpecError(f"{command.spec}: task: is {spec.task!r}; run it by lowregret {spec.task} {command.spec}")
     refuse_changes(spec, command, where=str(command.spec), remedy="leave the flag out or change the file")
-    if isinstance(command, Sft) and spec.task != "sft":
-        raise SpecError(f"{command.spec}: task: {spec.task!r} can't be run by sft; set it to 'sft'")
     validate_spec(spec)
     return Request(spec=spec, suggest=False)
 
@@ -105,7 +107,7 @@ def tokenize(spec: DataSpec, tokenizer: TextTokenizer, notify: Notify) -> Tokeni
     return load_data(spec, tokenizer, progress=progress)
 
 
-def require_same(run: RunDirectory, *, model: ModelFolder, data: TokenizedData | None = None) -> None:
+def require_same(run: RunDirectory, *, model: ModelFolder, data: TokenizedData | ProblemData | None = None) -> None:
     """Check that a run's model and data are still what they were when it began.
 
     Raises:
@@ -122,7 +124,7 @@ def require_same(run: RunDirectory, *, model: ModelFolder, data: TokenizedData |
 
 def with_slots(
     request: Request,
-    command: Sft | Plan,
+    command: Sft | Rl | Plan,
     shape: ModelShape,
     facts: DataFacts,
     machine: DeviceFacts,
@@ -139,7 +141,7 @@ def with_slots(
     unembed = command.slots.unembed
     information = information or information_of(request.spec, facts)
     most = None
-    if isinstance(command, Sft) or request.spec.hardware.memory_bytes is not None:
+    if not isinstance(command, Plan) or request.spec.hardware.memory_bytes is not None:
         most = memory_rank(request.spec, shape, facts, machine, targets=targets, unembed=unembed)
     suggestion = suggest_rank(
         shape,

@@ -25,5 +25,5 @@ def runs(command: Runs) -> int:
     elif entries:
         Console().print(runs_table(entries))
     else:
-        print(f"no runs under {command.root}; `lowregret sft --help` says how to start one")
+        print(f"no runs under {command.root}; `lowregret sft --help` (or rl) says how to start one")
     return 0

@@ -6,15 +6,15 @@ because the spec file or the run that is resumed says otherwise.
 
 from __future__ import annotations
 
-import dataclasses
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from decimal import Decimal
 from itertools import product
 from typing import Any, TypeVar
 
-from lowregret.cli.flags import Plan, Sft, SlotFlags, TrainFlags
+from lowregret.cli.flag_groups import SlotFlags, TrainFlags
+from lowregret.cli.flags import Plan, Rl, Sft
+from lowregret.cli.reading import bytes_of, flag_name, given, items, numbers, short
+from lowregret.cli.rl_specs import overlay_rl, with_presets
 from lowregret.errors import SpecError
 from lowregret.specs import (
     AdapterSpec,
@@ -23,6 +23,7 @@ from lowregret.specs import (
     HardwareSpec,
     ModelSpec,
     OptimSpec,
+    RLSpec,
     RunSpec,
     SlotSpec,
     TrackingSpec,
@@ -30,10 +31,11 @@ from lowregret.specs import (
 )
 from lowregret.specs.codec import to_dict
 
-Number = TypeVar("Number", int, float)
+RL_RANKS = (1,)
+"""Of a run of RL that names none: a policy-gradient episode carries O(1) bits, which the smallest adapter holds."""
 
 
-def spec_of(command: Sft | Plan) -> RunSpec:
+def spec_of(command: Sft | Rl | Plan) -> RunSpec:
     """The spec that the flags alone describe; without slots where a rank is still to be suggested.
 
     Raises:
@@ -41,13 +43,24 @@ def spec_of(command: Sft | Plan) -> RunSpec:
     """
     if command.model.model is None:
         raise SpecError("--model: is missing; give a hub id, a folder, a .gguf file or smollm2-135m")
-    task = (command.task if isinstance(command, Plan) else None) or RunSpec.task
+    task = task_of(command)
     model, data = ModelSpec(source=command.model.model), DataSpec(source=_source(command))
-    base = RunSpec(task=task, model=model, data=data, slots=())
-    return _overlay(base, command, slots_of(command.slots, ranks_of(command.slots)))
+    rl = RLSpec(rewards=()) if task == "rl" else None
+    base = RunSpec(task=task, model=model, data=data, slots=(), rl=rl)
+    spec = _overlay(base, command, _slots(command))
+    if isinstance(command, Rl) and spec.rl is not None and not spec.rl.rewards:
+        raise SpecError("--reward: is missing; give math, exact, reasoning-gym or path/to/file.py:function")
+    return spec
 
 
-def refuse_changes(spec: RunSpec, command: Sft | Plan, *, where: str, remedy: str) -> None:
+def task_of(command: Sft | Rl | Plan) -> str:
+    """What a command without a spec file trains by."""
+    if isinstance(command, Plan):
+        return command.task or RunSpec.task
+    return "rl" if isinstance(command, Rl) else "sft"
+
+
+def refuse_changes(spec: RunSpec, command: Sft | Rl | Plan, *, where: str, remedy: str) -> None:
     """Check that the flags beside a spec say nothing else than the spec.
 
     Raises:
@@ -55,10 +68,10 @@ def refuse_changes(spec: RunSpec, command: Sft | Plan, *, where: str, remedy: st
     """
     slots = spec.slots
     if given(command.slots):
-        if command.slots.rank is None and not command.slots.full:
+        if not _slots(command):
             flag = next(iter(given(command.slots)))
             raise SpecError(f"{flag_name(flag)}: the slots are those of {where}; {remedy}")
-        slots = slots_of(command.slots, ranks_of(command.slots))
+        slots = _slots(command)
     wanted = _overlay(spec, command, slots)
     difference = _first_difference(to_dict(spec), to_dict(wanted))
     if difference is not None:
@@ -98,42 +111,15 @@ def ranks_of(flags: SlotFlags) -> tuple[int, ...]:
     return numbers("rank", flags.rank, int)
 
 
-def given(flags: object) -> dict[str, Any]:
-    """The fields of a group of flags that the user gave.
-
-    >>> given(SlotFlags(rank="8"))
-    {'rank': '8'}
-    """
-    fields = dataclasses.fields(flags)  # pyright: ignore[reportArgumentType]
-    values = {field.name: getattr(flags, field.name) for field in fields}
-    return {name: value for name, value in values.items() if value is not None and value is not False}
+def _slots(command: Sft | Rl | Plan) -> tuple[SlotSpec, ...]:
+    """The slots that the flags name; in RL rank 1 where they name none."""
+    ranks = ranks_of(command.slots)
+    if isinstance(command, Rl) and not command.slots.full:
+        ranks = ranks or RL_RANKS
+    return slots_of(command.slots, ranks)
 
 
-def flag_name(field: str) -> str:
-    """
-    >>> flag_name("full_lr")
-    '--full-lr'
-    """
-    return "--" + field.replace("_", "-")
-
-
-def short(value: float) -> str:
-    """A learning rate as a slot's name has it, the same for every spelling of the number.
-
-    >>> short(0.0003), short(1.5e-4), short(1e-4)
-    ('3e-4', '1.5e-4', '1e-4')
-    """
-    number = Decimal(repr(value))
-    if not number.is_finite():
-        return repr(value)
-    _, digits, _ = number.normalize().as_tuple()
-    mantissa = "".join(map(str, digits))
-    point = f"{mantissa[0]}.{mantissa[1:]}" if len(mantissa) > 1 else mantissa
-    sign = "-" if number < 0 else ""
-    return f"{sign}{point}e{number.adjusted()}"
-
-
-def _source(command: Sft | Plan) -> str:
+def _source(command: Sft | Rl | Plan) -> str:
     if command.data.data is not None:
         return command.data.data
     if isinstance(command, Plan) and command.tokens is not None:
@@ -161,22 +147,34 @@ def _refuse_idle(flags: SlotFlags, *, adapters: bool) -> None:
             raise SpecError(f"{flag_name(name)}: nothing here would use it; {idle[name]}, or leave it out")
 
 
-def _overlay(base: RunSpec, command: Sft | Plan, slots: tuple[SlotSpec, ...]) -> RunSpec:
-    """The base with every given flag in its place."""
+def _overlay(base: RunSpec, command: Sft | Rl | Plan, slots: tuple[SlotSpec, ...]) -> RunSpec:
+    """The base with every given flag in its place, and what the short name of the data stands for."""
     model = given(command.model)
     data = given(command.data)
     if "columns" in data:
         data["columns"] = _columns(data["columns"])
-    tracker = command.track if isinstance(command, Sft) else None
-    return replace(
+    tracker = None if isinstance(command, Plan) else command.track
+    timeout = None if isinstance(command, Sft) else command.rollouts.reward_timeout
+    wanted = replace(
         base,
         model=_renamed(base.model, model, {"model": "source"}),
         data=_renamed(base.data, data, {"data": "source", "test_data": "test_source", "data_seed": "seed"}),
         slots=slots,
+        rl=base.rl if isinstance(command, Sft) else _rl(base, command),
         train=_train(base.train, command.train),
         hardware=_hardware(base.hardware, given(command.hardware)),
         tracking=base.tracking if tracker is None else replace(base.tracking, tracker=tracker),
     )
+    return with_presets(wanted, timeout)
+
+
+def _rl(base: RunSpec, command: Rl | Plan) -> RLSpec | None:
+    flags = {**given(command.rollouts), **given(command.policy)}
+    if base.rl is not None:
+        return overlay_rl(base.rl, command.rollouts, command.policy)
+    if flags:
+        raise SpecError(f"{flag_name(next(iter(flags)))}: is for --task rl; add that or leave it out")
+    return None
 
 
 Settings = TypeVar("Settings", ModelSpec, DataSpec, TrainSpec, HardwareSpec, TrackingSpec)
@@ -204,55 +202,6 @@ def _hardware(base: HardwareSpec, flags: dict[str, Any]) -> HardwareSpec:
     if "memory" in flags:
         flags["memory_bytes"] = bytes_of(flags.pop("memory"))
     return _renamed(base, flags, {})
-
-
-def bytes_of(text: str) -> int:
-    """A size as people write it.
-
-    >>> bytes_of("24GiB") == 24 << 30, bytes_of("1.5 GB"), bytes_of("800M")
-    (True, 1500000000, 800000000)
-
-    Raises:
-        SpecError: it is no number with a unit.
-    """
-    match = re.fullmatch(r"([0-9.]+)\s*([kmgt]?)(i?)b?", text.strip().lower())
-    try:
-        number = float(match[1]) if match and match[2] else 0.0
-    except ValueError:
-        number = 0.0
-    if match is None or number <= 0:
-        raise SpecError(f"--memory: {text!r} is no size; write it as 24GiB or 800MiB")
-    return round(number * (1024 if match[3] else 1000) ** (1 + "kmgt".index(match[2])))
-
-
-def items(field: str, text: str | None) -> tuple[str, ...]:
-    """The items of a list such as `1,8,64`; none where the flag was not given.
-
-    Raises:
-        SpecError: an item is empty.
-    """
-    if text is None:
-        return ()
-    parts = tuple(part.strip() for part in text.split(","))
-    if not all(parts):
-        raise SpecError(f"{flag_name(field)}: {text!r} has an empty item; separate the items by single commas")
-    return parts
-
-
-def numbers(field: str, text: str | None, kind: Callable[[str], Number]) -> tuple[Number, ...]:
-    """The numbers of a list such as `1,8,64`.
-
-    Raises:
-        SpecError: an item is no number of that kind.
-    """
-    found: list[Number] = []
-    for item in items(field, text):
-        try:
-            found.append(kind(item))
-        except ValueError as error:
-            wanted = "whole numbers such as 1,8,64" if kind is int else "numbers such as 1e-4,3e-4"
-            raise SpecError(f"{flag_name(field)}: {item!r} is no number of the kind wanted; give {wanted}") from error
-    return tuple(found)
 
 
 def _columns(text: str) -> tuple[tuple[str, str], ...]:

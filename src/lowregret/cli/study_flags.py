@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from lowregret.cli.flags import QUIET, Folder, Items, Real, Switch, Text, Whole
+from lowregret.cli.flag_groups import QUIET, Folder, Items, Real, Switch, Text, Whole
 
 
 @dataclass(frozen=True, kw_only=True)

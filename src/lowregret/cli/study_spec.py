@@ -6,7 +6,7 @@ from collections.abc import Set
 from dataclasses import replace
 from pathlib import Path
 
-from lowregret.cli.specs import numbers
+from lowregret.cli.reading import numbers
 from lowregret.cli.study_flags import Study
 from lowregret.data.micro import FACT_BITS
 from lowregret.errors import CheckpointError, SpecError

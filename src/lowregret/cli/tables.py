@@ -8,10 +8,11 @@ from rich.text import Text
 
 from lowregret.planner.describe import plan_tables
 from lowregret.report.numbers import MISSING
-from lowregret.report.tables import findings_table
+from lowregret.report.tables import accuracy_table, findings_table
 from lowregret.specs import ResolvedPlan
 from lowregret.specs.shape import ModelShape
 from lowregret.store import RunDirectory, SampleRow
+from lowregret.store.rows import RolloutRow
 
 MOST_SAMPLE_LINES = 6
 
@@ -41,9 +42,13 @@ def print_plan(
 
 
 def print_result(run: RunDirectory, console: Console) -> None:
-    """How a finished run ended: losses, a sample answer, and where everything lies."""
-    console.print(findings_table(run))
-    print_sample(run.read_samples(), console)
+    """How a finished run ended: losses or accuracies, a sample answer, and where everything lies."""
+    if run.spec.task == "rl":
+        console.print(accuracy_table(run))
+        print_rollout(run.read_rollouts(), console)
+    else:
+        console.print(findings_table(run))
+        print_sample(run.read_samples(), console)
     for name, path in (("adapters", run.path / "adapters"), ("report", run.report_path)):
         if path.exists():
             console.print(Text(f"{name}: {path}"), soft_wrap=True)
@@ -62,6 +67,23 @@ def print_sample(samples: tuple[SampleRow, ...], console: Console) -> None:
     for row in samples:
         if row.prompt == prompt:
             table.add_row(f"{row.when}, {row.slot}", Text(_shortened(row.answer) or MISSING))
+    console.print(table)
+
+
+def print_rollout(rows: tuple[RolloutRow, ...], console: Console) -> None:
+    """One test problem, its completions before and after training below each other."""
+    last = max((row.step for row in rows), default=0)
+    if not last:
+        return
+    shown = [row for row in rows if row.problem == rows[0].problem and row.step in (0, last)]
+    table = Table(title="one test problem", title_justify="left", show_header=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row("prompt", Text(_shortened(rows[0].prompt)))
+    table.add_row("its answer", Text(_shortened(rows[0].answer) or MISSING))
+    for row in shown:
+        when = "after" if row.step else "before"
+        table.add_row(f"{when}, {row.slot}, reward {row.reward:g}", Text(_shortened(row.completion) or MISSING))
     console.print(table)
 
 

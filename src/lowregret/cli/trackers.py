@@ -54,7 +54,7 @@ class Tracker:
         pass  # The spec went to the tracker when it was opened.
 
     def on_step(self, report: StepReport) -> None:
-        values = {f"loss/{slot}": loss for slot, loss in report.losses.items()}
+        values = {f"{report.measure}/{slot}": loss for slot, loss in report.losses.items()}
         values["tokens_per_second"] = report.tokens_per_second
         self._guarded(lambda: self._sink.log(values, report.step))
 

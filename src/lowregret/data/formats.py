@@ -172,10 +172,10 @@ def _sharegpt(fields: _Fields) -> list[Message]:
 def _prompt_completion(fields: _Fields) -> list[Message]:
     if isinstance(fields.raw("prompt"), Sequence) and not isinstance(fields.raw("prompt"), str):
         roles = {role: role for role in ROLES if role != "text"}
-        return [
-            *fields.turns("prompt", "role", "content", roles),
-            *fields.turns("completion", "role", "content", roles),
-        ]
+        prompt = fields.turns("prompt", "role", "content", roles)
+        if isinstance(fields.raw("completion"), str):
+            return [*prompt, Message(role="assistant", content=fields.text("completion"))]
+        return [*prompt, *fields.turns("completion", "role", "content", roles)]
     return _pair(fields.text("prompt"), fields.text("completion"))
 
 

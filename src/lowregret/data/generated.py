@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -83,13 +83,26 @@ def _words(number: int, rng: np.random.Generator, syllables: int = 3) -> list[st
     return list(words)
 
 
+def gym_problems(source: str, *, size: int | None, seed: int) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Rows of a reasoning-gym task, each with what the task's own scorer wants: the task's name and the whole item."""
+    number, task = check(source, size), source.removeprefix(GYM)
+    return ((_gym_row(item), {"task": task, "item": item}) for item in _gym_items(task, number, seed))
+
+
 def _gym(task: str, number: int, seed: int) -> Iterator[dict[str, Any]]:
+    return (_gym_row(item) for item in _gym_items(task, number, seed))
+
+
+def _gym_items(task: str, number: int, seed: int) -> Iterator[dict[str, Any]]:
     import reasoning_gym
 
-    for item in reasoning_gym.create_dataset(task, size=number, seed=seed):
-        # Some tasks have no single answer; such a row is dropped and counted like any other without one.
-        answer = None if item["answer"] is None else str(item["answer"])
-        yield {"question": str(item["question"]), "answer": answer}
+    yield from reasoning_gym.create_dataset(task, size=number, seed=seed)
+
+
+def _gym_row(item: Mapping[str, Any]) -> dict[str, Any]:
+    # Some tasks have no single answer; such a row is dropped and counted like any other without one.
+    answer = None if item["answer"] is None else str(item["answer"])
+    return {"question": str(item["question"]), "answer": answer}
 
 
 def _gym_task(task: str) -> None:

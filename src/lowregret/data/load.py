@@ -45,7 +45,7 @@ def load_data(spec: DataSpec, tokenizer: TextTokenizer, *, progress: Progress | 
     Raises:
         DataError: the data can't be found or read, or a split is empty.
     """
-    _refuse_no_held_out(spec)
+    refuse_no_held_out(spec)
     source, own_test = open_source(spec), open_test_source(spec)
     rows = tokenise(spec, source, own_test, tokenizer, progress)
     _refuse_empty(source.name, rows)
@@ -108,7 +108,7 @@ def load_eval_data(source: str, like: DataSpec, tokenizer: TextTokenizer) -> Exa
     return ExampleStore(rows.folder, rows.stored(np.sort(kept[order[:size]])))
 
 
-def _refuse_no_held_out(spec: DataSpec) -> None:
+def refuse_no_held_out(spec: DataSpec) -> None:
     """Settings are chosen on one held-out split and every claim is made on the other: a run needs both."""
     for name, size in (("validation_size", spec.validation_size), ("test_size", spec.test_size)):
         if size is not None and size < 1:

@@ -51,6 +51,16 @@ class Source:
             return generated.rows(self.spec.source, size=self.spec.limit, seed=self.spec.seed)
         return iter(_hub_split(self.spec, self.split or self.spec.split))
 
+    def problems(self) -> Iterator[tuple[Row, Row]]:
+        """Every row with what a scorer may want to see of it: the row itself, or the task and item of reasoning-gym.
+
+        Raises:
+            DataError: a row can't be read.
+        """
+        if self.path is None and self.spec.source.startswith(generated.GYM):
+            return generated.gym_problems(self.spec.source, size=self.spec.limit, seed=self.spec.seed)
+        return ((row, row) for row in self.rows())
+
 
 def parse_source(text: str) -> dict[str, str]:
     """`owner/name:config:split` as keyword arguments of a DataSpec; files and generated sets are left as they are.

@@ -26,6 +26,9 @@ from lowregret.errors import DataError, ModelError
 LossOn = Literal["all", "last"]
 STAND_IN = "\ue000answer\ue000"
 """Put in an answer's place to see where a template writes it; private-use characters stand in no text."""
+OPENING = "A"
+"""Put behind a prompt to see how the prompt's last characters are tokenised once an answer follows: a text's end may
+merge otherwise (`\\n\\n` is one token there, and two before a word). Any letter would do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,13 +141,46 @@ class TextTokenizer:
         encodings = self._tokenizer.encode_batch([item.text for item in rendered], add_special_tokens=False)
         made: list[Encoded] = []
         for item, encoding in zip(rendered, encodings, strict=True):
-            starts, ends = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2).T
-            completion = np.zeros(len(encoding.ids), dtype=np.bool_)
-            for begin, end in item.spans:
-                # A token that begins with the blank before an answer holds its first word; one may hold nothing at all.
-                completion |= ((ends > begin) | (starts >= begin)) & (starts < end)
-            tokens = np.array(encoding.ids, dtype=np.int32)
+            tokens, completion = np.array(encoding.ids, dtype=np.int32), _in_spans(encoding.offsets, item.spans)
             made.append(Encoded(tokens=tokens, completion=completion, turns_without_loss=item.turns_without_loss))
+        return made
+
+    def render_prompt(self, messages: Sequence[Message], *, as_it_stands: bool = False) -> Rendered:
+        """A prompt with a stand-in behind it: its only span begins where the model takes over.
+
+        That is after the header by which the chat template opens an answer, else where `render` finds the answer.
+
+        Args:
+            as_it_stands: without a chat template, nothing is put between the last turn and the answer.
+
+        Raises:
+            DataError: the template refuses the turns, or rewrites an answer beyond recognition.
+        """
+        if self._plain and as_it_stands:
+            prompt = self._text_of(messages[:-1]) + messages[-1].content
+        else:
+            prompt = self._text_of(messages, open_answer=True)
+            if prompt == self._text_of(messages):
+                answer = Message(role="assistant", content=OPENING)
+                return self.render(Conversation(messages=(*messages, answer)), "last")
+        span = (len(prompt), len(prompt) + len(OPENING))
+        return Rendered(text=prompt + OPENING, spans=(span,), turns_without_loss=0)
+
+    def encode_prompts(self, rendered: Sequence[Rendered]) -> list[tuple[int, ...]]:
+        """Token ids of prompts from `render_prompt`: those that stand before the answer in a training example.
+
+        A blank that shares a token with the answer's first word is left to the model, as it is in training. Anything
+        else that would is the prompt's own: then the prompt is tokenised by itself.
+        """
+        encodings = self._tokenizer.encode_batch([item.text for item in rendered], add_special_tokens=False)
+        made: list[tuple[int, ...]] = []
+        for item, encoding in zip(rendered, encodings, strict=True):
+            begin = item.spans[0][0]
+            inside = _in_spans(encoding.offsets, item.spans)
+            first = int(inside.argmax())
+            shared = item.text[encoding.offsets[first][0] : begin]
+            alone = not inside.any() or bool(shared.strip())
+            made.append(tuple(self.encode(item.text[:begin]) if alone else encoding.ids[:first]))
         return made
 
     def render(self, conversation: Conversation, loss_on: LossOn) -> Rendered:
@@ -221,6 +257,18 @@ class TextTokenizer:
 
     def _text_of(self, messages: Sequence[Message], *, open_answer: bool = False) -> str:
         return (self._bos if self._plain else "") + self._template.render(messages, open_answer=open_answer)
+
+
+def _in_spans(
+    offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]
+) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Which tokens, given by their first and last characters, belong to a span."""
+    starts, ends = np.array(offsets, dtype=np.int64).reshape(-1, 2).T
+    inside = np.zeros(len(offsets), dtype=np.bool_)
+    for begin, end in spans:
+        # A token that begins with the blank before an answer holds its first word; one may hold nothing at all.
+        inside |= ((ends > begin) | (starts >= begin)) & (starts < end)
+    return inside
 
 
 def _own_bos(tokenizer: Tokenizer, settings: Mapping[str, Any], bos: str | None) -> str:

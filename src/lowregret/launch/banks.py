@@ -9,17 +9,19 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from lowregret.data.load import TokenizedData, load_data
+from lowregret.data.problems import ProblemData, load_problems
 from lowregret.data.tokenizer import TextTokenizer
 from lowregret.models.locate import ModelFolder, locate_model
 from lowregret.planner.resolve import resolve
 from lowregret.planner.shapes import read_shape
-from lowregret.specs import DataSpec, DeviceFacts, ModelSpec, PlannedBank, RunSpec
+from lowregret.rewards.scorer import Scorer
+from lowregret.specs import DataSpec, DeviceFacts, ModelSpec, PlannedBank, RLSpec, RunSpec
 from lowregret.specs.shape import ModelShape
 from lowregret.store import RunDirectory
 from lowregret.store.environment import Environment
@@ -37,21 +39,24 @@ class Materials:
 
     folder: ModelFolder
     shape: ModelShape
-    data: TokenizedData
+    data: TokenizedData | ProblemData
+    """Examples, or for RL problems."""
 
 
-def materials(model: ModelSpec, data: DataSpec) -> Materials:
+def materials(model: ModelSpec, data: DataSpec, rl: RLSpec | None = None) -> Materials:
     """Find the base and tokenise the data, or take both from the caches.
 
     Raises:
-        ModelError, DataError, SpecError: as `locate_model`, `load_data`, `read_shape`.
+        ModelError, DataError, SpecError: as `locate_model`, `load_data`, `load_problems`, `Scorer`, `read_shape`.
     """
     folder = locate_model(model)
-    return Materials(
-        folder=folder,
-        shape=read_shape(folder.path),
-        data=load_data(data, TextTokenizer.from_folder(folder.path)),
-    )
+    tokenizer = TextTokenizer.from_folder(folder.path)
+    if rl is None:
+        found = load_data(data, tokenizer)
+    else:
+        with Scorer(rl.rewards) as scorer:
+            found = load_problems(data, rl, tokenizer, usable=lambda problem: scorer.usable([problem])[0])
+    return Materials(folder=folder, shape=read_shape(folder.path), data=found)
 
 
 def make_bank(
@@ -89,21 +94,29 @@ def run_bank(folder: Path) -> None:
     from transformers.utils import logging
 
     from lowregret.training.progress import Silent
+    from lowregret.training.rl import train_rl
     from lowregret.training.sft import train
 
     logging.disable_progress_bar()
 
-    found = materials(run.spec.model, run.spec.data)
+    rl = run.spec.rl
+    found = materials(run.spec.model, run.spec.data, rl)
     with run:
         run.acquire()
-        train(run, model=found.folder, data=found.data, listener=Silent())
+        if isinstance(found.data, TokenizedData):
+            train(run, model=found.folder, data=found.data, listener=Silent())
+        else:
+            assert rl is not None
+            with Scorer(rl.rewards) as scorer:
+                train_rl(run, model=found.folder, data=found.data, scorer=scorer, listener=Silent())
 
 
 def bank_progress(folder: Path, steps: int) -> float:
     """Share of a bank's steps that is done, 0 to 1, from the end of its log; nothing else is read."""
-    log = folder / "metrics.jsonl"
-    if not log.is_file():
+    logs = [log for name in ("metrics.jsonl", "policy.jsonl") if (log := folder / name).is_file()]
+    if not logs:
         return 0.0
+    (log,) = logs
     if (folder / "summary.json").is_file():
         return 1.0
     with log.open("rb") as file:
@@ -124,13 +137,25 @@ def harvest(study: StudyDirectory, bank: PlannedBank) -> None:
     """
     run = RunDirectory.open(study.bank_folder(bank.bank))
     assert run.summary is not None
+    records = _rl_records(run, bank) if run.spec.task == "rl" else _records(run, bank)
+    for record in records:
+        study.write_record(record)
+    with run:
+        run.drop_checkpoints()
+
+
+def _records(run: RunDirectory, bank: PlannedBank) -> list[CellRecord]:
+    """Held-out losses of supervised cells."""
+    assert run.summary is not None
+    records: list[CellRecord] = []
     series: dict[str, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
     for row in run.read_evals():
         series[row.slot][row.split][row.step] = row.nll
     tokens: dict[str, int] = defaultdict(int)
     seconds: dict[str, float] = defaultdict(float)
     metrics = run.read_metrics()
-    last_epoch = math.ceil(run.plan.facts.num_examples / run.spec.train.batch_size)
+    plan = run.plan  # read once: it is parsed at every access, and these loops are over every step of every slot
+    last_epoch = math.ceil(plan.facts.num_examples / plan.spec.train.batch_size)
     nats: dict[str, float] = defaultdict(float)
     sharing: dict[int, int] = defaultdict(int)
     for row in metrics:
@@ -138,7 +163,7 @@ def harvest(study: StudyDirectory, bank: PlannedBank) -> None:
     for row in metrics:
         tokens[row.slot] += row.tokens
         seconds[row.slot] += (row.seconds or 0.0) / sharing[row.step]
-        if row.step > run.plan.steps - last_epoch:
+        if row.step > plan.steps - last_epoch:
             nats[row.slot] += row.loss * (row.completion_tokens or 0)
     dynamics: dict[str, list[DynamicsRow]] = defaultdict(list)
     for row in run.read_dynamics():
@@ -146,7 +171,7 @@ def harvest(study: StudyDirectory, bank: PlannedBank) -> None:
     for cell in bank.cells:
         validation, test = series[cell]["validation"], series[cell]["test"]
         steps = tuple(sorted(validation.keys() & test.keys()))
-        study.write_record(
+        records.append(
             CellRecord(
                 cell=cell,
                 bank=bank.bank,
@@ -161,8 +186,39 @@ def harvest(study: StudyDirectory, bank: PlannedBank) -> None:
                 dynamics=_dynamics(dynamics[cell]),
             )
         )
-    with run:
-        run.drop_checkpoints()
+    return records
+
+
+def _rl_records(run: RunDirectory, bank: PlannedBank) -> list[CellRecord]:
+    """Held-out error rates of RL cells, 1 - accuracy: the lower the better, as a loss."""
+    assert run.summary is not None
+    assert run.spec.rl is not None
+    judge_by = run.spec.rl.judge_by
+    errors: dict[str, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+    for row in run.read_accuracy():
+        if row.how == judge_by:
+            errors[row.slot][row.split][row.step] = 1.0 - row.accuracy
+    rows = run.read_policy()
+    sharing = Counter(row.step for row in rows)
+    records: list[CellRecord] = []
+    for cell in bank.cells:
+        validation, test = errors[cell]["validation"], errors[cell]["test"]
+        steps = tuple(sorted(validation.keys() & test.keys()))
+        own = [row for row in rows if row.slot == cell]
+        records.append(
+            CellRecord(
+                cell=cell,
+                bank=bank.bank,
+                steps=steps,
+                validation=tuple(validation[step] for step in steps),
+                test=tuple(test[step] for step in steps),
+                diverged=bool(run.summary["slots"][cell]["diverged"]),
+                tokens=sum(row.tokens for row in own),
+                last_epoch_nats=0.0,
+                seconds=sum((row.seconds or 0.0) / sharing[row.step] for row in own),
+            )
+        )
+    return records
 
 
 def _dynamics(rows: Sequence[DynamicsRow]) -> Dynamics | None:

@@ -17,7 +17,17 @@ from typing import Protocol
 from lowregret.errors import SpecError
 from lowregret.launch.banks import Materials, bank_progress, harvest, make_bank, materials
 from lowregret.planner.resolve import resolve
-from lowregret.specs import DataSpec, DeviceFacts, ModelSpec, PlannedBank, PlannedCell, RunSpec, StudyPlan, StudySpec
+from lowregret.specs import (
+    DataSpec,
+    DeviceFacts,
+    ModelSpec,
+    PlannedBank,
+    PlannedCell,
+    RLSpec,
+    RunSpec,
+    StudyPlan,
+    StudySpec,
+)
 from lowregret.specs.identity import identity
 from lowregret.store.environment import Environment
 from lowregret.store.study import StudyDirectory
@@ -79,6 +89,10 @@ class StudyListener(Protocol):
     def on_message(self, message: str) -> None: ...
 
 
+Sources = tuple[ModelSpec, DataSpec, RLSpec | None]
+"""What materials are found by; RL reads a data set's rows as problems."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Context:
     """What every question of a study needs, found once.
@@ -87,7 +101,7 @@ class Context:
     ['found', 'machine', 'templates']
     """
 
-    found: Mapping[tuple[ModelSpec, DataSpec], Materials]
+    found: Mapping[Sources, Materials]
     templates: tuple[tuple[ArmTemplate, ...], ...]
     """By question."""
     machine: DeviceFacts
@@ -102,16 +116,16 @@ def prepare(spec: StudySpec, *, machine: DeviceFacts) -> Context:
     """
     if not spec.questions:
         raise SpecError("questions: a study needs at least one; name a protocol such as rank")
-    found: dict[tuple[ModelSpec, DataSpec], Materials] = {}
+    found: dict[Sources, Materials] = {}
     templates: list[tuple[ArmTemplate, ...]] = []
     for question in spec.questions:
         bases: dict[str, Base] = {}
         for model in question.models or (spec.model,):
-            known = _known(found, model, question.data)
+            known = _known(found, (model, question.data, question.rl))
             bases[model.source] = Base(shape=known.shape, mean_length=known.data.facts.mean_length)
         arms = arm_templates(question, bases, model=spec.model, hardware=spec.hardware)
         for arm in arms:
-            known = _known(found, arm.run.model, arm.run.data)
+            known = _known(found, (arm.run.model, arm.run.data, arm.run.rl))
             # What can't be trained is refused now, and not when its turn comes.
             run = arm.cell(arm.start, question.seeds[0])
             resolve(run, shape=known.shape, facts=known.data.facts, hardware=machine)
@@ -119,10 +133,10 @@ def prepare(spec: StudySpec, *, machine: DeviceFacts) -> Context:
     return Context(found=found, templates=tuple(templates), machine=machine)
 
 
-def _known(found: dict[tuple[ModelSpec, DataSpec], Materials], model: ModelSpec, data: DataSpec) -> Materials:
-    if (model, data) not in found:
-        found[model, data] = materials(model, data)
-    return found[model, data]
+def _known(found: dict[Sources, Materials], sources: Sources) -> Materials:
+    if sources not in found:
+        found[sources] = materials(*sources)
+    return found[sources]
 
 
 def run_study(
@@ -195,7 +209,7 @@ def plan_more(study: StudyDirectory, context: Context) -> list[PlannedBank]:
 
 
 def _identity(run: RunSpec, context: Context) -> str:
-    found = context.found[run.model, run.data]
+    found = context.found[run.model, run.data, run.rl]
     dtype = run.hardware.dtype
     if dtype == "auto":
         dtype = "bf16" if context.machine.bf16_fast else "fp32"
@@ -225,7 +239,7 @@ def _train(
     by_name = {bank.bank: bank for bank in banks}
     for bank in banks:
         run = study.cell_spec(bank.cells[0])
-        found = context.found[run.model, run.data]
+        found = context.found[run.model, run.data, run.rl]
         make_bank(study, bank, found, machine=context.machine, environment=environment)
 
     def done(name: str) -> None:

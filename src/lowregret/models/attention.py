@@ -1,7 +1,8 @@
 """Packed causal attention: each document of a packed row attends to itself only.
 
-Registered with transformers under the name `lowregret_packed`. A forward that brings no packing (a decoding step with
-a cache) falls through to transformers' own sdpa attention. `packed_attention_reference` is the same thing with one
+Registered with transformers under the name `lowregret_packed`. What a forward brings as `packing` does the attending:
+a packed row here, a step of many completions in `kv_cache`. A forward that brings none (a decoding step with
+transformers' own cache) falls through to its sdpa attention. `packed_attention_reference` is the same thing with one
 softmax a document; tests hold the two equal.
 Suffixes: N documents, H heads, K key-value heads, T packed tokens, L tokens of one document, C channels of a head.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -25,6 +26,33 @@ NAME = "lowregret_packed"
 
 
 @dataclass(frozen=True, kw_only=True)
+class Head:
+    """What a layer's attention is besides its tensors.
+
+    >>> Head(layer=0, scaling=0.125).window is None
+    True
+    """
+
+    layer: int
+    """Index of the layer."""
+    scaling: float
+    """Of the scores."""
+    window: int | None = None
+    """Positions that a query sees, its own included. None: all before it."""
+    softcap: float | None = None
+    """Scores are squeezed into +-softcap by tanh. None: they are not."""
+
+
+@runtime_checkable
+class Attending(Protocol):
+    """Attends in one forward: who sees whom, and where keys and values go."""
+
+    def attend(
+        self, q: Float[Tensor, "H T C"], k: Float[Tensor, "K T C"], v: Float[Tensor, "K T C"], head: Head, /
+    ) -> Float[Tensor, "H T C"]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
 class Packing:
     """Document lengths of a packed row; they sum to T.
 
@@ -33,6 +61,14 @@ class Packing:
     """
 
     lengths: tuple[int, ...]
+
+    def attend(self, q_HTC: Tensor, k_KTC: Tensor, v_KTC: Tensor, head: Head) -> Tensor:
+        """Each document attends to itself."""
+        if head.softcap is not None:
+            return packed_attention_reference(
+                q_HTC, k_KTC, v_KTC, self.lengths, head.scaling, head.window, head.softcap
+            )
+        return packed_attention(q_HTC, k_KTC, v_KTC, self.lengths, head.scaling, head.window)
 
     @property
     def offsets(self) -> tuple[int, ...]:
@@ -148,20 +184,21 @@ def _forward(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: query [1, H, T, C], key and value [1, K, T, C]; returns [1, T, H, C]."""
-    packing = cast("Packing | None", kwargs.pop("packing", None))
+    attending = cast("Attending | None", kwargs.pop("packing", None))
     if kwargs.get("s_aux") is not None:
         raise ModelError("this model's attention has sinks (s_aux), which packed attention does not support yet")
-    if packing is None:
+    if attending is None:
         output, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
         return output, None
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    window, softcap = kwargs.get("sliding_window"), kwargs.get("softcap")
-    if softcap is None:
-        output = packed_attention(query[0], key[0], value[0], packing.lengths, scale, window)
-    else:
-        output = packed_attention_reference(query[0], key[0], value[0], packing.lengths, scale, window, softcap)
+    head = Head(
+        layer=cast(Any, module).layer_idx,
+        scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        window=kwargs.get("sliding_window"),
+        softcap=kwargs.get("softcap"),
+    )
+    output = attending.attend(query[0], key[0], value[0], head)
     return output.transpose(0, 1)[None], None
 
 

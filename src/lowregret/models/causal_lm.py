@@ -11,14 +11,14 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lowregret.adapters.bank import AdapterBank
 from lowregret.adapters.full import FullParameters
 from lowregret.adapters.routing import Routing
 from lowregret.batches import PackedBatch
-from lowregret.models.attention import NAME, Packing
+from lowregret.models.attention import NAME, Attending, Packing
 
 LOGITS_BYTES = 64 << 20
 """fp32 bytes of one chunk of logits; larger chunks were no faster (benchmarks/pieces.py)."""
@@ -54,16 +54,22 @@ class CausalLM:
 
     def hidden(self, batch: PackedBatch) -> Float[Tensor, "T D"]:
         """Last hidden states of every packed token; run it inside `routed(batch)`."""
+        return self.hidden_of(batch.tokens, batch.positions, Packing(lengths=batch.segment_lengths))
+
+    def hidden_of(
+        self, tokens_T: Int[Tensor, " T"], positions_T: Int[Tensor, " T"], attending: Attending
+    ) -> Float[Tensor, "T D"]:
+        """Last hidden states of a row of tokens, which attend as `attending` says; run it inside `routed(...)`."""
         assert cast(Any, self.model).config._attn_implementation == NAME, "another model shares this model's config"
-        embedded = cast(Any, self.model).get_input_embeddings()(batch.tokens[None])
+        embedded = cast(Any, self.model).get_input_embeddings()(tokens_T[None])
         if torch.is_grad_enabled() and not embedded.requires_grad:
             embedded.requires_grad_()  # the graph starts here: adapters take no part in it as leaves
-        placeholder = torch.empty(1, 1, 1, 1, dtype=self.dtype, device=batch.tokens.device)
+        placeholder = torch.empty(1, 1, 1, 1, dtype=self.dtype, device=tokens_T.device)
         output = self.body(
             inputs_embeds=embedded,
-            position_ids=batch.positions[None],
+            position_ids=positions_T[None],
             attention_mask=placeholder,
-            packing=Packing(lengths=batch.segment_lengths),
+            packing=attending,
             use_cache=False,
         )
         return output.last_hidden_state[0]

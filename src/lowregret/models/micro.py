@@ -45,10 +45,12 @@ class MicroShape:
 BASES = {
     "nano": MicroShape(width=64, layers=2),
     "micro": MicroShape(width=128, layers=4),
+    "micro-max3": MicroShape(width=128, layers=4),
     "micro-64": MicroShape(width=64, layers=4),
     "micro-256": MicroShape(width=256, layers=4),
 }
-"""`micro` and its narrower and wider siblings for studies of width; `nano` for studies of capacity."""
+"""`micro` and its narrower and wider siblings for studies of width; `nano` for studies of capacity; `micro-max3`, which
+has seen more of that task, for RL."""
 
 
 def base_folder(name: str) -> Path:

@@ -6,6 +6,8 @@ Suffixes: P loss positions, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -18,20 +20,27 @@ def nll(logits_PV: Float[Tensor, "P V"], targets_P: Int[Tensor, " P"]) -> Float[
 
 
 def nll_with_gradient(
-    logits_PV: Float[Tensor, "P V"], targets_P: Int[Tensor, " P"], weights_P: Float[Tensor, " P"]
+    logits_PV: Float[Tensor, "P V"],
+    targets_P: Int[Tensor, " P"],
+    weigh: Callable[[Float[Tensor, " P"]], Float[Tensor, " P"]],
 ) -> tuple[Float[Tensor, " P"], Float[Tensor, "P V"]]:
-    """nll, and d(sum of weights * nll) / d logits = weights * (softmax - onehot), in the logits' dtype.
+    """nll, and weights * d nll / d logits = weights * (softmax - onehot), in the logits' dtype.
 
     One fp32 buffer is worked on in place: torch.logsumexp alone took as long as all of this (11 % of a step).
+
+    Args:
+        weigh: from the nll, fp32, to the derivative of the objective with respect to it. Constant in supervised
+            training, where the objective is a weighted sum; a policy gradient's depends on the likelihood itself.
     """
     wide = logits_PV.to(torch.promote_types(logits_PV.dtype, torch.float32), copy=True)
-    weights_P = weights_P.to(wide.dtype)
     wide.sub_(wide.amax(-1, keepdim=True))
     target_P = wide.gather(-1, targets_P[:, None])[:, 0]
     total_P = wide.exp_().sum(-1)
+    losses_P = total_P.log() - target_P
+    weights_P = weigh(losses_P).to(wide.dtype)
     gradient = wide.mul_((weights_P / total_P)[:, None])
     gradient.scatter_add_(-1, targets_P[:, None], -weights_P[:, None])
-    return total_P.log() - target_P, gradient.to(logits_PV.dtype)
+    return losses_P, gradient.to(logits_PV.dtype)
 
 
 def nll_reference(

@@ -13,7 +13,7 @@ from lowregret.planner.memory import (
     largest_rank_that_fits,
     memory,
 )
-from lowregret.planner.resolve import dtype_of, memory_question
+from lowregret.planner.resolve import cache_of, dtype_of, memory_question
 from lowregret.planner.targets import select
 from lowregret.specs.adapter import AdapterSpec
 from lowregret.specs.data import DataFacts
@@ -63,6 +63,7 @@ def memory_rank(
         tokens=facts.longest,
         device=hardware.kind,
         checkpointing=spec.hardware.activation_checkpointing,
+        cache=cache_of(spec, facts),
     )
     limit = largest_rank(select(shape, targets, unembed=unembed))
     available = spec.hardware.memory_bytes or hardware.memory_bytes
@@ -71,7 +72,7 @@ def memory_rank(
 
 def memory_alternatives(plan: ResolvedPlan, shape: ModelShape) -> dict[str, int]:
     """Predicted peak of the same run by format, with and without activation checkpointing."""
-    question = memory_question(plan.spec, plan.tokens_per_microbatch)
+    question = memory_question(plan.spec, plan.facts, plan.tokens_per_microbatch)
     totals: dict[str, int] = {}
     for name, (dtype, base) in FORMATS.items():
         for checkpointing in (False, True):
@@ -82,7 +83,7 @@ def memory_alternatives(plan: ResolvedPlan, shape: ModelShape) -> dict[str, int]
 
 def what_fits(plan: ResolvedPlan, shape: ModelShape, *, memory_bytes: int) -> Fits:
     """Largest rank at the plan's micro-batch, and largest micro-batch at the plan's ranks."""
-    question = memory_question(plan.spec, plan.tokens_per_microbatch)
+    question = memory_question(plan.spec, plan.facts, plan.tokens_per_microbatch)
     rank = 0
     if isinstance(question.slots[0], AdapterSpec):
         first = question.slots[0]

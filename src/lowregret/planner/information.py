@@ -12,9 +12,6 @@ from lowregret.specs.plan import Information
 from lowregret.specs.run import RunSpec
 from lowregret.specs.shape import MatrixShape
 
-GROUP = 32
-"""Completions a prompt in RL where none is stated (the replications used 8 to 64)."""
-
 
 def completion_information(spec: RunSpec, facts: DataFacts) -> Information:
     """Supervised data at 1 bit a completion token that the run sees for the first time: the rule of thumb."""
@@ -64,22 +61,19 @@ def known_information(spec: RunSpec, facts: DataFacts, *, bits: float, unit: str
 
 
 def reward_information(
-    spec: RunSpec, facts: DataFacts, *, group: int = GROUP, reward_bins: int = 2, pass_rate: float | None = None
+    spec: RunSpec, facts: DataFacts, *, reward_bins: int = 2, pass_rate: float | None = None
 ) -> Information:
     """What policy gradient can learn from its rewards: at most log2(bins) a sample, H2(pass rate) for 0/1 rewards.
 
     Args:
-        spec: `train.batch_size` counts prompts a step.
+        spec: `train.batch_size` counts prompts a step, `rl.group` completions of each.
         facts: counts of the prompts.
-        group: completions of each prompt.
         reward_bins: distinct rewards.
         pass_rate: share of right answers of the base, where it is known.
 
     Raises:
         SpecError: a number is out of range, or a pass rate is given for rewards that are not 0/1.
     """
-    if group < 2:
-        raise SpecError(f"group: {group} completions a prompt give no advantage; give at least 2")
     if reward_bins < 2:
         raise SpecError(f"reward_bins: {reward_bins} distinct rewards tell nothing apart; give at least 2")
     if pass_rate is not None and not 0 <= pass_rate <= 1:
@@ -87,6 +81,8 @@ def reward_information(
     if pass_rate is not None and reward_bins != 2:
         raise SpecError("pass_rate: goes with 0/1 rewards; leave --reward-bins out")
     steps = spec.train.steps or max(1, math.ceil(facts.num_examples * spec.train.epochs / spec.train.batch_size))
+    assert spec.rl is not None
+    group = spec.rl.group
     known = None if pass_rate is None else [pass_rate]
     reason = f"log2 of {reward_bins} distinct rewards" if known is None else f"entropy of a pass rate of {pass_rate:g}"
     return Information(

@@ -31,6 +31,8 @@ COLUMN_MULTIPLE = 16
 LOGITS_BYTES = 64 << 20
 """fp32 bytes of one chunk of logits (`models/causal_lm.py`)."""
 MIN_LOGITS_ROWS = 32
+CACHE_MULTIPLE = 32
+"""Positions of a row of the sampler's cache are rounded up to this (`models/kv_cache.py`)."""
 ROUNDING_SHARE, MOST_ROUNDING = 16, 128
 """A slot's rows are rounded up by less than one in so many, and by at most so many (`data/packing.py`)."""
 
@@ -64,6 +66,19 @@ MAPPED = "mapped_file"
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cache:
+    """Keys and values of the completions that a sampler decodes side by side.
+
+    >>> Cache(rows=64, length=512).rows
+    64
+    """
+
+    rows: int
+    length: int
+    """Tokens of the longest prompt and the longest completion."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class MemoryQuestion:
     """A run as far as its memory goes.
 
@@ -82,13 +97,16 @@ class MemoryQuestion:
     """Whether only layer inputs are kept for the backward."""
     base: BaseFormat | None = None
     """Format in which the frozen base is stored; None: `dtype`."""
+    cache: Cache | None = None
+    """The sampler's, in RL."""
 
 
 def memory(shape: ModelShape, question: MemoryQuestion, *, constants: Constants = CONSTANTS) -> dict[str, int]:
     """Bytes by part, and their `total`.
 
     Parts: weights, adapters and full_masters (fp32), gradients, optimizer, working_copies, activations, logits,
-    workspace, mapped_file, runtime.
+    workspace, kv_cache, mapped_file, runtime. The sampler's cache is gone when the learner computes; it is added all
+    the same, since an allocator need not have given it back.
     """
     adapters = [slot for slot in question.slots if isinstance(slot, AdapterSpec)]
     fulls = [slot for slot in question.slots if isinstance(slot, FullSpec)]
@@ -98,6 +116,7 @@ def memory(shape: ModelShape, question: MemoryQuestion, *, constants: Constants 
         "activations": _activation_bytes(shape, question, columns, bool(adapters), fulls),
         "logits": int(_logits_bytes(shape) * constants.logits_copies),
         "workspace": _workspace_bytes(shape, question, columns, fulls, constants),
+        "kv_cache": _cache_bytes(shape, question),
     }
     parts = {name: int(size * constants.held) for name, size in held.items()}
     parts |= {name: int(size * constants.passing) for name, size in passing.items()}
@@ -243,6 +262,15 @@ def _base_bytes(shape: ModelShape, question: MemoryQuestion) -> int:
         return shape.num_params * BYTES[question.base or question.dtype]
     packed = sum(m.num_weights for m in shape.matrices if m.kind in ("attention", "mlp", "expert"))
     return int(packed * NF4_BYTES) + (shape.num_params - packed) * work
+
+
+def _cache_bytes(shape: ModelShape, question: MemoryQuestion) -> int:
+    """Keys and values of every row, position and layer."""
+    if question.cache is None:
+        return 0
+    length = -(-question.cache.length // CACHE_MULTIPLE) * CACHE_MULTIPLE
+    channels = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim
+    return question.cache.rows * length * channels * BYTES[question.dtype]
 
 
 def _logits_bytes(shape: ModelShape) -> int:

@@ -21,6 +21,7 @@ from lowregret.specs.hardware import DeviceFacts
 from lowregret.specs.model import ModelSpec
 from lowregret.specs.optim import OptimSpec, ScheduleSpec
 from lowregret.specs.plan import ResolvedPlan
+from lowregret.specs.rl import RLSpec
 from lowregret.specs.run import RunSpec, SlotSpec, TrainSpec
 from lowregret.specs.shape import MatrixShape, ModelShape
 
@@ -172,6 +173,7 @@ def recommend(
         model=ModelSpec(source=str(model)),
         data=DataSpec(source=f"{tokens} tokens"),
         slots=(),
+        rl=RLSpec(rewards=()) if task == "rl" else None,
         train=TrainSpec(batch_size=batch_size, steps=steps, schedule=schedule),
     )
     if rank is None:

@@ -14,8 +14,9 @@ from typing import Literal, cast
 from lowregret.errors import CapacityError, SpecError
 from lowregret.planner.information import information_of
 from lowregret.planner.learning_rate import LearningRate, full_rate, lora_rate
-from lowregret.planner.memory import MemoryQuestion, largest_micro_batch, memory, needed_bytes
+from lowregret.planner.memory import Cache, MemoryQuestion, largest_micro_batch, memory, needed_bytes
 from lowregret.planner.validate import check_warmup, validate_against_data, validate_against_shape, validate_spec
+from lowregret.planner.validate_rl import validate_lengths
 from lowregret.planner.warn import warnings_of
 from lowregret.specs.adapter import AdapterSpec
 from lowregret.specs.data import DataFacts
@@ -56,6 +57,7 @@ def resolve(
     validate_spec(spec)
     validate_against_shape(spec, shape)
     validate_against_data(spec, facts)
+    validate_lengths(spec, shape, facts)
     derived: list[Derived] = []
     device = _device(spec, hardware, derived)
     dtype = _dtype(spec, hardware, derived)
@@ -85,11 +87,11 @@ def resolve(
             *([misfit] if misfit else []),
             *warnings_of(filled, shape=shape, facts=facts, information=information),
         ),
-        memory_bytes=memory(shape, memory_question(filled, tokens)),
+        memory_bytes=memory(shape, memory_question(filled, facts, tokens)),
     )
 
 
-def memory_question(spec: RunSpec, tokens: int) -> MemoryQuestion:
+def memory_question(spec: RunSpec, facts: DataFacts, tokens: int) -> MemoryQuestion:
     """A specification with device and dtype filled in, as a question about memory."""
     return MemoryQuestion(
         slots=tuple(slot.weights for slot in spec.slots),
@@ -97,7 +99,15 @@ def memory_question(spec: RunSpec, tokens: int) -> MemoryQuestion:
         tokens=tokens,
         device=spec.hardware.device,
         checkpointing=spec.hardware.activation_checkpointing,
+        cache=cache_of(spec, facts),
     )
+
+
+def cache_of(spec: RunSpec, facts: DataFacts) -> Cache | None:
+    """Keys and values that the sampler keeps; none where nothing is drawn, or drawn at once from the prompt's pass."""
+    if spec.rl is None or spec.rl.sampling.engine != "own" or spec.rl.sampling.max_new_tokens == 1:
+        return None
+    return Cache(rows=spec.rl.sampling.rows, length=facts.longest)
 
 
 def _device(spec: RunSpec, hardware: DeviceFacts, derived: list[Derived]) -> str:
@@ -184,12 +194,12 @@ def _tokens_per_microbatch(
     asked = spec.hardware.tokens_per_microbatch
     # An example is never split, so one that is longer than the budget is a micro-batch by itself.
     need = max(facts.longest, asked or 0)
-    most = largest_micro_batch(shape, memory_question(spec, 1), memory_bytes=available)
-    misfit = "" if most >= need else _misfit(spec, shape, need, available)
+    most = largest_micro_batch(shape, memory_question(spec, facts, 1), memory_bytes=available)
+    misfit = "" if most >= need else _misfit(spec, shape, facts, need, available)
     if asked is not None:
         return asked, misfit
     usual = USUAL_MICROBATCH[hardware.kind]
-    step = math.ceil(spec.train.batch_size * len(spec.slots) * facts.mean_length)
+    step = math.ceil(spec.train.batch_size * len(spec.slots) * _learned_tokens(spec, facts))
     tokens = max(facts.longest, min(usual, most, step))
     limits = {
         usual: f"usual on {hardware.kind}",
@@ -202,16 +212,23 @@ def _tokens_per_microbatch(
     return tokens, misfit
 
 
-def _misfit(spec: RunSpec, shape: ModelShape, tokens: int, available: int) -> str:
-    needed = needed_bytes(memory(shape, memory_question(spec, tokens)))
+def _learned_tokens(spec: RunSpec, facts: DataFacts) -> float:
+    """Tokens of a batch's unit: of an example, or of a prompt's group at the longest completions."""
+    if spec.rl is None:
+        return facts.mean_length
+    return spec.rl.group * (facts.mean_length + spec.rl.sampling.max_new_tokens)
+
+
+def _misfit(spec: RunSpec, shape: ModelShape, facts: DataFacts, tokens: int, available: int) -> str:
+    needed = needed_bytes(memory(shape, memory_question(spec, facts, tokens)))
     head = (
         f"hardware.memory_bytes: the run needs about {needed / 2**30:.1f} GiB for {tokens} tokens at once and "
         f"{available / 2**30:.1f} GiB are free; "
     )
-    return head + nearest_fit(spec, shape, tokens, available)
+    return head + nearest_fit(spec, shape, facts, tokens, available)
 
 
-def nearest_fit(spec: RunSpec, shape: ModelShape, tokens: int, available: int) -> str:
+def nearest_fit(spec: RunSpec, shape: ModelShape, facts: DataFacts, tokens: int, available: int) -> str:
     """The smallest change that fits, in a sentence: checkpointing, shorter examples, bf16, fewer or smaller slots."""
     changes: list[tuple[str, RunSpec]] = [("", spec)]
     lean = replace(spec, hardware=replace(spec.hardware, activation_checkpointing=True))
@@ -220,16 +237,16 @@ def nearest_fit(spec: RunSpec, shape: ModelShape, tokens: int, available: int) -
         half = replace(lean, hardware=replace(lean.hardware, dtype="bf16"))
         changes.append(("activation checkpointing and --dtype bf16", half))
     for name, change in changes:
-        most = largest_micro_batch(shape, memory_question(change, 1), memory_bytes=available)
+        most = largest_micro_batch(shape, memory_question(change, facts, 1), memory_bytes=available)
         if most >= tokens:
             return f"it fits with {name}"
     for name, change in changes:
-        most = largest_micro_batch(shape, memory_question(change, 1), memory_bytes=available)
+        most = largest_micro_batch(shape, memory_question(change, facts, 1), memory_bytes=available)
         if most >= 256:
             with_change = f" and {name}" if name else ""
             return f"the nearest that fits: examples of at most {most} tokens (--max-length {most}){with_change}"
     smallest = replace(changes[-1][1], slots=(_rank_one(spec.slots[0]),))
-    most = largest_micro_batch(shape, memory_question(smallest, 1), memory_bytes=available)
+    most = largest_micro_batch(shape, memory_question(smallest, facts, 1), memory_bytes=available)
     if most >= 256:
         return f"the nearest that fits: one adapter of rank 1, {changes[-1][0]}, --max-length {min(most, tokens)}"
     return "no adapter on this base fits; take a smaller base or a machine with more memory"

@@ -5,13 +5,14 @@ Every failure is a `SpecError` of one line that names the field and the remedy.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 
 from lowregret.errors import DataError, SpecError
 from lowregret.planner.capacity import MAX_RANK
+from lowregret.planner.ranges import at_least, not_negative, positive, seed
 from lowregret.planner.targets import select
+from lowregret.planner.validate_rl import validate_rl
 from lowregret.specs.adapter import AdapterSpec, FullSpec
 from lowregret.specs.data import DataFacts, DataSpec
 from lowregret.specs.hardware import HardwareSpec
@@ -43,6 +44,7 @@ def validate_spec(spec: RunSpec) -> None:
     _train(spec.train)
     _data(spec.data)
     _hardware(spec.hardware)
+    validate_rl(spec)
 
 
 def validate_against_shape(spec: RunSpec, shape: ModelShape) -> None:
@@ -102,7 +104,7 @@ def _slot(slot: SlotSpec) -> None:
     field = f"slots.{slot.name}"
     if not SLOT_NAME.fullmatch(slot.name):
         raise SpecError(f"slots: {slot.name!r} can't name a folder; use letters, digits, '.', '_', '+' and '-'")
-    _seed(slot.data_seed, f"{field}.data_seed")
+    seed(slot.data_seed, f"{field}.data_seed")
     _optim(slot.optim, f"{field}.optim")
     if isinstance(slot.weights, AdapterSpec):
         _adapter(slot.weights, f"{field}.weights")
@@ -112,47 +114,47 @@ def _slot(slot: SlotSpec) -> None:
 
 def _adapter(spec: AdapterSpec, field: str) -> None:
     _rank_range(spec.rank, f"{field}.rank")
-    _positive(spec.alpha, f"{field}.alpha", "32 is the default")
-    _positive(spec.init_scale, f"{field}.init_scale", "1 is the default")
-    _seed(spec.init_seed, f"{field}.init_seed")
+    positive(spec.alpha, f"{field}.alpha", "32 is the default")
+    positive(spec.init_scale, f"{field}.init_scale", "1 is the default")
+    seed(spec.init_seed, f"{field}.init_seed")
     _targets(spec.targets, f"{field}.targets")
 
 
 def _full(spec: FullSpec, field: str) -> None:
     _targets(spec.targets, f"{field}.targets")
-    _seed(spec.rounding_seed, f"{field}.rounding_seed")
+    seed(spec.rounding_seed, f"{field}.rounding_seed")
 
 
 def _optim(spec: OptimSpec, field: str) -> None:
     for name, lr in (("lr", spec.lr), ("lr_b", spec.lr_b)):
         if lr is not None:
-            _positive(lr, f"{field}.{name}", "1e-4 to 1e-3 is usual for LoRA; leave it out for the planner's choice")
+            positive(lr, f"{field}.{name}", "1e-4 to 1e-3 is usual for LoRA; leave it out for the planner's choice")
     for name, value in (("eps", spec.eps), ("eps_b", spec.eps_b)):
         if value is not None:
-            _not_negative(value, f"{field}.{name}", "1e-12 is the default")
+            not_negative(value, f"{field}.{name}", "1e-12 is the default")
     for name, value in (("weight_decay", spec.weight_decay), ("weight_decay_b", spec.weight_decay_b)):
         if value is not None:
-            _not_negative(value, f"{field}.{name}", "0 is the default")
+            not_negative(value, f"{field}.{name}", "0 is the default")
     for beta in spec.betas:
         if not 0.0 <= beta < 1.0:
             raise SpecError(f"{field}.betas: {beta} must lie in [0, 1); (0.9, 0.999) is the default")
     if spec.clip_norm is not None:
-        _positive(spec.clip_norm, f"{field}.clip_norm", "leave it out for no clipping")
+        positive(spec.clip_norm, f"{field}.clip_norm", "leave it out for no clipping")
 
 
 def _train(spec: TrainSpec) -> None:
     if spec.steps is not None:
-        _at_least(spec.steps, 1, "train.steps", "leave it out to train for whole epochs")
-    _positive(spec.epochs, "train.epochs", "1 is the default")
-    _at_least(spec.batch_size, 1, "train.batch_size", "8 is the default")
-    _at_least(spec.eval_every, 1, "train.eval_every", "100 is the default")
-    _at_least(spec.checkpoint_every, 1, "train.checkpoint_every", "100 is the default")
-    _at_least(spec.num_samples, 0, "train.num_samples", "0 shows none")
+        at_least(spec.steps, 1, "train.steps", "leave it out to train for whole epochs")
+    positive(spec.epochs, "train.epochs", "1 is the default")
+    at_least(spec.batch_size, 1, "train.batch_size", "8 is the default")
+    at_least(spec.eval_every, 1, "train.eval_every", "100 is the default")
+    at_least(spec.checkpoint_every, 1, "train.checkpoint_every", "100 is the default")
+    at_least(spec.num_samples, 0, "train.num_samples", "0 shows none")
     if spec.drop_dominated is not None and spec.drop_dominated <= 1.0:
         raise SpecError(
             f"train.drop_dominated: {spec.drop_dominated} must exceed 1; leave it out to stop no slot early"
         )
-    _at_least(spec.schedule.warmup, 0, "train.schedule.warmup", "0 is no warm-up")
+    at_least(spec.schedule.warmup, 0, "train.schedule.warmup", "0 is no warm-up")
     if not 0.0 <= spec.schedule.final <= 1.0:
         raise SpecError(f"train.schedule.final: {spec.schedule.final} must lie in [0, 1]; 0 decays to nothing")
     if spec.steps is not None:
@@ -173,12 +175,12 @@ def check_warmup(spec: TrainSpec, steps: int) -> None:
 
 
 def _data(spec: DataSpec) -> None:
-    _at_least(spec.max_length, 2, "data.max_length", "2048 is the default")
+    at_least(spec.max_length, 2, "data.max_length", "2048 is the default")
     for name, value in (("validation_size", spec.validation_size), ("test_size", spec.test_size)):
         if value is not None:
-            _at_least(value, 1, f"data.{name}", "leave it out for 5 %")
+            at_least(value, 1, f"data.{name}", "leave it out for 5 %")
     if spec.limit is not None:
-        _at_least(spec.limit, 1, "data.limit", "leave it out for all rows")
+        at_least(spec.limit, 1, "data.limit", "leave it out for all rows")
 
 
 def _hardware(spec: HardwareSpec) -> None:
@@ -186,9 +188,9 @@ def _hardware(spec: HardwareSpec) -> None:
         raise SpecError(f"hardware.device: {spec.device!r} is not known; give auto, cpu, cuda, cuda:1 or mps")
     for name, value in (("threads", spec.threads), ("tokens_per_microbatch", spec.tokens_per_microbatch)):
         if value is not None:
-            _at_least(value, 1, f"hardware.{name}", "leave it out for the planner's choice")
+            at_least(value, 1, f"hardware.{name}", "leave it out for the planner's choice")
     if spec.memory_bytes is not None:
-        _at_least(spec.memory_bytes, 1, "hardware.memory_bytes", "leave it out for what is free")
+        at_least(spec.memory_bytes, 1, "hardware.memory_bytes", "leave it out for what is free")
 
 
 def _rank_range(rank: int, field: str) -> None:
@@ -199,22 +201,3 @@ def _rank_range(rank: int, field: str) -> None:
 def _targets(targets: Sequence[str], field: str) -> None:
     if not targets or not all(targets):
         raise SpecError(f"{field}: is empty; give all, attention, mlp or module names such as q_proj")
-
-
-def _seed(seed: int, field: str) -> None:
-    _at_least(seed, 0, field, "0 is the default")
-
-
-def _positive(value: float, field: str, remedy: str) -> None:
-    if not (math.isfinite(value) and value > 0):
-        raise SpecError(f"{field}: {value} must be a positive number; {remedy}")
-
-
-def _not_negative(value: float, field: str, remedy: str) -> None:
-    if not (math.isfinite(value) and value >= 0):
-        raise SpecError(f"{field}: {value} must be 0 or more; {remedy}")
-
-
-def _at_least(value: int, smallest: int, field: str, remedy: str) -> None:
-    if value < smallest:
-        raise SpecError(f"{field}: {value} must be at least {smallest}; {remedy}")

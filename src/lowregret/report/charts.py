@@ -16,6 +16,7 @@ from lowregret.report.curves import (
     training_curves,
 )
 from lowregret.report.findings import slot_findings
+from lowregret.specs import ResolvedPlan
 from lowregret.store import RunDirectory
 
 
@@ -23,28 +24,42 @@ def chart_data(run: RunDirectory) -> dict[str, object]:
     """Series, styles and ticks of every chart of a run."""
     plan, evals, metrics = run.plan, run.read_evals(), run.read_metrics()
     last = max([1, *(row.step for row in metrics), *(row.step for row in evals)])
-    ticks = step_ticks(last)
     raw = {(row.slot, row.step): row.loss for row in metrics if math.isfinite(row.loss)}
     return {
-        "styles": {
-            slot: {"light": style.light, "dark": style.dark, "dash": style.dash}
-            for slot, style in slot_styles(plan).items()
-        },
+        "styles": style_data(plan),
         "heldOut": [
-            {"split": split, "base": base_nll(evals, split), "curves": [_curve(curve) for curve in curves]}
+            {"split": split, "base": base_nll(evals, split), "curves": [curve_data(curve) for curve in curves]}
             for split, curves in held_out_curves(evals, plan).items()
         ],
-        "training": [
-            {**_curve(curve), "raw": [raw[curve.slot, step] for step in curve.steps]}
-            for curve in training_curves(metrics, plan)
+        "heldOutLabel": "NLL (nats per token)",
+        "series": [
+            {
+                "id": "training",
+                "label": "training loss (nats per token)",
+                "curves": [
+                    {**curve_data(curve), "raw": [raw[curve.slot, step] for step in curve.steps]}
+                    for curve in training_curves(metrics, plan)
+                ],
+            }
         ],
         "rates": [
             {"label": curve.label, "slots": curve.slots, "rates": curve.rates, "values": curve.values}
             for curve in rate_curves(slot_findings(run))
         ],
-        "ticks": {"at": [log_step(tick) for tick in ticks], "text": [f"{tick:,}" for tick in ticks]},
-        "last": last,
+        **axis_data(last),
     }
+
+
+def style_data(plan: ResolvedPlan) -> dict[str, object]:
+    """How each slot looks."""
+    styles = slot_styles(plan)
+    return {slot: {"light": style.light, "dark": style.dark, "dash": style.dash} for slot, style in styles.items()}
+
+
+def axis_data(last: int) -> dict[str, object]:
+    """Ticks of the axis of steps, and its end."""
+    ticks = step_ticks(last)
+    return {"ticks": {"at": [log_step(tick) for tick in ticks], "text": [f"{tick:,}" for tick in ticks]}, "last": last}
 
 
 def script_json(data: object) -> str:
@@ -57,7 +72,8 @@ def script_json(data: object) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _curve(curve: Curve) -> dict[str, object]:
+def curve_data(curve: Curve) -> dict[str, object]:
+    """A line and its places on both axes of steps."""
     return {
         "slot": curve.slot,
         "steps": curve.steps,

@@ -126,7 +126,7 @@ def training_curves(metrics: Sequence[MetricRow], plan: ResolvedPlan) -> tuple[C
     for slot in sorted(plan.spec.slots, key=slot_order):
         rows = [row for row in metrics if row.slot == slot.name and math.isfinite(row.loss)]
         if rows:
-            values = _smooth([row.loss for row in rows], [row.tokens for row in rows])
+            values = smooth([row.loss for row in rows], [row.tokens for row in rows])
             curves.append(
                 Curve(slot=slot.name, split="train", steps=tuple(row.step for row in rows), values=tuple(values))
             )
@@ -193,7 +193,7 @@ def _curve(evals: Sequence[EvalRow], slot: str, split: str) -> Curve:
     return Curve(slot=slot, split=split, steps=tuple(r.step for r in rows), values=tuple(r.nll for r in rows))
 
 
-def _smooth(losses: Sequence[float], tokens: Sequence[int]) -> list[float]:
+def smooth(losses: Sequence[float], tokens: Sequence[int]) -> list[float]:
     """Causal mean weighted by tokens; its window grows with the step, so that its lag is even on a log axis."""
     smoothed: list[float] = []
     total = weight = 0.0

@@ -55,7 +55,7 @@ FIGURE_STYLE: dict[Any, Any] = {
     "svg.hashsalt": "lowregret",
     "svg.fonttype": "none",
 }
-_GREY = "#6b6b6b"
+GREY = "#6b6b6b"
 LINESTYLES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
 
 
@@ -96,9 +96,9 @@ def draw_training_loss(metrics: Sequence[MetricRow], plan: ResolvedPlan) -> Figu
     with matplotlib.rc_context(FIGURE_STYLE):
         figure = Figure(figsize=(6.2, 3.9), layout="constrained")
         axes = figure.subplots()
-        _draw_curves(axes, curves, slot_styles(plan))
-        _finish(axes)
-        _label_ends(axes, curves, slot_styles(plan))
+        draw_curves(axes, curves, slot_styles(plan))
+        finish_steps(axes)
+        label_ends(axes, curves, slot_styles(plan))
         axes.set_ylabel("training loss (nats per token), smoothed")
         legend_below(figure, axes)
     return figure
@@ -162,14 +162,14 @@ def _draw_panels(curves: dict[str, tuple[Curve, ...]], evals: Sequence[EvalRow],
         for axes, (split, lines) in zip(panels, curves.items(), strict=True):
             base = base_nll(evals, split)
             if base is not None:
-                axes.axhline(base, color=_GREY, linestyle=(0, (5, 4)), linewidth=1.2, label="base model", zorder=1)
-            _draw_curves(axes, lines, styles)
+                axes.axhline(base, color=GREY, linestyle=(0, (5, 4)), linewidth=1.2, label="base model", zorder=1)
+            draw_curves(axes, lines, styles)
             axes.set_title(split, loc="left", fontsize=10.5, fontweight="bold")
-            _finish(axes)
+            finish_steps(axes)
         for axes, lines in zip(panels, curves.values(), strict=True):
             # After all lines are drawn: panels that share an axis change each other's limits.
             if axes is panels[-1] or not same:
-                _label_ends(axes, lines, styles)
+                label_ends(axes, lines, styles)
         panels[0].set_ylabel(NLL_LABEL)
         legend_below(figure, panels[0])
     return figure
@@ -184,7 +184,8 @@ def legend_below(figure: Figure, axes: Axes) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, handlelength=3)
 
 
-def _draw_curves(axes: Axes, curves: Sequence[Curve], styles: dict[str, Style]) -> None:
+def draw_curves(axes: Axes, curves: Sequence[Curve], styles: dict[str, Style]) -> None:
+    """A line a slot on a logarithmic axis of steps."""
     for curve in curves:
         style = styles[curve.slot]
         axes.plot(
@@ -207,12 +208,13 @@ def _draw_curves(axes: Axes, curves: Sequence[Curve], styles: dict[str, Style]) 
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.3g}"))
 
 
-def _finish(axes: Axes) -> None:
+def finish_steps(axes: Axes) -> None:
+    """Name the axis of steps, and leave room at its ends."""
     axes.set_xlabel(STEP_LABEL)
     axes.margins(x=0.03)
 
 
-def _label_ends(axes: Axes, curves: Sequence[Curve], styles: dict[str, Style]) -> None:
+def label_ends(axes: Axes, curves: Sequence[Curve], styles: dict[str, Style]) -> None:
     """Write each slot's name beside the end of its line; a slot that ended early is named in the legend only."""
     last = max(curve.steps[-1] for curve in curves)
     ends = sorted((c.values[-1], c.slot) for c in curves if c.steps[-1] == last)

@@ -74,14 +74,14 @@ class SlotFinding:
 class Verdict:
     """The answer to the run's question.
 
-    >>> Verdict(fell=True, best="r8", text="...").fell
+    >>> Verdict(improved=True, best="r8", text="...").improved
     True
     """
 
-    fell: bool
-    """Whether the best slot's test NLL fell by more than the margin."""
+    improved: bool
+    """Whether the best slot's test NLL fell, or its test accuracy rose, by more than the margin."""
     best: str | None
-    """The slot with the lowest validation NLL."""
+    """The slot with the lowest validation NLL, or the highest validation accuracy."""
     text: str
     """One or two sentences for the reader."""
 
@@ -103,7 +103,7 @@ def slot_findings(run: RunDirectory) -> tuple[SlotFinding, ...]:
                 slot=slot.name,
                 rank=rank_of(slot),
                 lr=slot.optim.lr,
-                num_parameters=_count_parameters(run.adapter_folder(slot.name) / "adapter_model.safetensors"),
+                num_parameters=count_parameters(run.adapter_folder(slot.name) / "adapter_model.safetensors"),
                 before=_at(own, "test", 0) or _at(evals, "test", 0, BASE),
                 after=_at(own, "test", reached) if judged else None,
                 validation=_at(own, "validation", reached) if judged else None,
@@ -119,7 +119,7 @@ def judge(findings: Sequence[SlotFinding]) -> Verdict:
     by_validation = [f for f in findings if f.validation is not None and f.drop is not None]
     usable = by_validation or [f for f in findings if f.drop is not None]
     if not usable:
-        return Verdict(fell=False, best=None, text="No held-out loss has been measured after training yet.")
+        return Verdict(improved=False, best=None, text="No held-out loss has been measured after training yet.")
     ranked = sorted(usable, key=lambda f: _score(f))
     best = ranked[0]
     assert best.before is not None
@@ -135,10 +135,10 @@ def judge(findings: Sequence[SlotFinding]) -> Verdict:
         text = f"Held-out NLL did not move by more than {MARGIN} nats ({change}) with {best.slot}"
     text += _compare(ranked, chosen=bool(by_validation))
     if diverged := [f.slot for f in findings if f.ended == "diverged"]:
-        text += f" {_listed(diverged)} diverged."
+        text += f" {listed(diverged)} diverged."
     if stopped := [f.slot for f in findings if f.ended == "stopped early"]:
-        text += f" {_listed(stopped)} {'was' if len(stopped) == 1 else 'were'} stopped early."
-    return Verdict(fell=fell, best=best.slot, text=text)
+        text += f" {listed(stopped)} {'was' if len(stopped) == 1 else 'were'} stopped early."
+    return Verdict(improved=fell, best=best.slot, text=text)
 
 
 def slot_order(slot: SlotSpec) -> tuple[float, float, str]:
@@ -181,11 +181,11 @@ def _compare(ranked: Sequence[SlotFinding], *, chosen: bool) -> str:
     near = [f.slot for f in ranked[1:] if _score(f) - _score(ranked[0]) <= MARGIN]
     text = f", the best of {len(ranked)} slots on the {split} split."
     if near:
-        text += f" {_listed(near)} {'is' if len(near) == 1 else 'are'} within {MARGIN} nats of it."
+        text += f" {listed(near)} {'is' if len(near) == 1 else 'are'} within {MARGIN} nats of it."
     return text
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
@@ -194,7 +194,7 @@ def _at(rows: Sequence[EvalRow], split: str, step: int, slot: str | None = None)
     return found[-1] if found and math.isfinite(found[-1]) else None
 
 
-def _count_parameters(path: Path) -> int | None:
+def count_parameters(path: Path) -> int | None:
     """Elements of all tensors of a safetensors file, from its header."""
     if not path.is_file():
         return None

@@ -13,9 +13,13 @@ from pathlib import Path
 
 from plotly.offline import get_plotlyjs
 
-from lowregret.report import sections
+from lowregret.report import rl_sections, sections
 from lowregret.report.charts import chart_data, script_json
-from lowregret.report.findings import judge, slot_findings
+from lowregret.report.findings import Verdict, judge, slot_findings
+from lowregret.report.rl_charts import rl_chart_data
+from lowregret.report.rl_curves import step_series
+from lowregret.report.rl_findings import accuracy_findings
+from lowregret.report.rl_findings import judge as judge_accuracy
 from lowregret.specs.codec import to_toml
 from lowregret.store import RunDirectory
 from lowregret.store.atomic import write_text
@@ -31,13 +35,11 @@ def write_report(run: RunDirectory) -> Path:
 
 def render(run: RunDirectory) -> str:
     """The report as one HTML document."""
-    findings, environment = slot_findings(run), run.environment
-    verdict, data = judge(findings), chart_data(run)
+    environment = run.environment
+    verdict, data, results = _results(run) if run.spec.rl is None else _rl_results(run)
     parts = (
         sections.header(run, verdict, environment),
-        sections.findings_table(findings, verdict),
-        sections.charts(has_rates=bool(data["rates"])),
-        sections.samples(run.read_samples()),
+        *results,
         sections.decisions(run.plan),
         sections.data(run),
         sections.provenance(environment),
@@ -45,6 +47,31 @@ def render(run: RunDirectory) -> str:
     )
     title = f"{run.spec.model.source} on {run.spec.data.source}"
     return page(title=title, parts=parts, data=data, script="report.js")
+
+
+def _results(run: RunDirectory) -> tuple[Verdict, dict[str, object], tuple[str, ...]]:
+    """Verdict, chart data and the parts of the page that show what came out."""
+    findings, data = slot_findings(run), chart_data(run)
+    verdict = judge(findings)
+    parts = (
+        sections.findings_table(findings, verdict),
+        sections.charts(has_rates=bool(data["rates"])),
+        sections.samples(run.read_samples()),
+    )
+    return verdict, data, parts
+
+
+def _rl_results(run: RunDirectory) -> tuple[Verdict, dict[str, object], tuple[str, ...]]:
+    """The same of a run of RL."""
+    findings, policy, accuracy = accuracy_findings(run), run.read_policy(), run.read_accuracy()
+    verdict = judge_accuracy(findings)
+    problems = max((row.problems for row in accuracy if row.split == "test"), default=0)
+    parts = (
+        rl_sections.accuracy_table(findings, verdict, problems=problems),
+        rl_sections.charts(step_series(policy, accuracy, run.plan), has_bits=any(row.bits for row in policy)),
+        rl_sections.rollouts(run.read_rollouts()),
+    )
+    return verdict, rl_chart_data(run), parts
 
 
 def page(*, title: str, parts: Iterable[str], data: object, script: str) -> str:

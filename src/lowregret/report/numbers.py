@@ -14,6 +14,15 @@ def nats(value: float | None) -> str:
     return MISSING if value is None else f"{value:.4f}"
 
 
+def share(value: float | None) -> str:
+    """A share, such as an accuracy, to three digits.
+
+    >>> share(0.4127), share(None)
+    ('0.413', '-')
+    """
+    return MISSING if value is None else f"{value:.3f}"
+
+
 def learning_rate(value: float | None) -> str:
     """A learning rate as people write it.
 

@@ -19,18 +19,18 @@ from lowregret.store import Environment, RunDirectory, SampleRow
 def header(run: RunDirectory, verdict: Verdict, environment: Environment) -> str:
     """Title, verdict and the run in one line."""
     plan = run.plan
-    steps = [row.step for row in run.read_metrics()]
+    steps = [row.step for row in (run.read_metrics() if plan.spec.rl is None else run.read_policy())]
     state = "finished" if run.finished else f"not finished: step {max(steps, default=0):,} of {plan.steps:,}"
     summary = run.summary or {}
     facts = [
         state,
-        f"{plan.steps:,} steps of {plan.spec.train.batch_size} sequences a slot",
+        f"{plan.steps:,} steps of {plan.spec.train.batch_size} {_unit(plan)} a slot",
         f"{plan.dtype} on {environment.device}",
         *([f"{count(summary['tokens'])} tokens in {seconds(summary['seconds'])}"] if "tokens" in summary else []),
         *([f"peak memory {memory(summary['peak_memory_bytes'])}"] if "peak_memory_bytes" in summary else []),
         environment.created[:10],
     ]
-    mood = "good" if verdict.fell else "bad"
+    mood = "good" if verdict.improved else "bad"
     return (
         f"<header><p class=eyebrow>lowregret {escape(plan.spec.task)} run</p>"
         f"<h1>{escape(plan.spec.model.source)} <span class=on>on</span> {escape(plan.spec.data.source)}</h1>"
@@ -75,7 +75,7 @@ def findings_table(findings: Sequence[SlotFinding], verdict: Verdict) -> str:
         "NLL in nats per completion token. The best slot is chosen on the validation split and reported on the test "
         "split. One run has no interval: differences between slots can be chance."
     )
-    return _section("Findings", f"{_table(head, rows, numbers_from=2)}<p class=note>{note}</p>", anchor="findings")
+    return section("Findings", f"{table(head, rows, numbers_from=2)}<p class=note>{note}</p>", anchor="findings")
 
 
 def charts(*, has_rates: bool) -> str:
@@ -90,7 +90,7 @@ def charts(*, has_rates: bool) -> str:
         f"<div id=training class=chart></div></figure>{rates if has_rates else ''}"
         "<noscript><p>The charts need JavaScript; figures/ holds them as pictures.</p></noscript>"
     )
-    return _section("Learning curves", body, anchor="curves")
+    return section("Learning curves", body, anchor="curves")
 
 
 def samples(rows: Sequence[SampleRow]) -> str:
@@ -110,7 +110,7 @@ def samples(rows: Sequence[SampleRow]) -> str:
             f"<div><h4>reference answer</h4><pre>{escape(reference)}</pre></div></div>"
             f"<div class=answers>{boxes}</div></article>"
         )
-    return _section("Sample answers", "".join(cards), anchor="samples")
+    return section("Sample answers", "".join(cards), anchor="samples")
 
 
 def decisions(plan: ResolvedPlan) -> str:
@@ -122,11 +122,11 @@ def decisions(plan: ResolvedPlan) -> str:
         for d in plan.derived
     ]
     body = f"<ul class=warnings>{warnings}</ul>" if warnings else ""
-    body += _table(("decision", "value", "reason", "source"), rows) if rows else "<p>Everything was given.</p>"
+    body += table(("decision", "value", "reason", "source"), rows) if rows else "<p>Everything was given.</p>"
     if plan.memory_bytes:
         parts = {name: memory(size) for name, size in plan.memory_bytes.items()}
         body += f"<h3>Predicted peak memory</h3>{_pairs(parts)}"
-    return _section("Plan: decisions and reasons", body, anchor="plan")
+    return section("Plan: decisions and reasons", body, anchor="plan")
 
 
 def data(run: RunDirectory) -> str:
@@ -142,7 +142,7 @@ def data(run: RunDirectory) -> str:
     }
     report = run.data_report
     body = _pairs(about) + (f"<h3>What became of the examples</h3>{_pairs(flatten(report))}" if report else "")
-    return _section("Data", body, anchor="data")
+    return section("Data", body, anchor="data")
 
 
 def provenance(environment: Environment) -> str:
@@ -160,15 +160,16 @@ def provenance(environment: Environment) -> str:
     body = _pairs(about)
     if environment.git_diff:
         body += f"<details><summary>Changes to that commit</summary><pre>{escape(environment.git_diff)}</pre></details>"
-    return _section("Environment", body, anchor="environment")
+    return section("Environment", body, anchor="environment")
 
 
 def commands(run: RunDirectory, verdict: Verdict, spec_toml: str) -> str:
     """How to get the run again, go on with it, and use what it trained."""
     folder = shlex.quote(str(run.path))
-    lines = [("Reproduce it", f"lowregret sft {shlex.quote(str(run.path / 'spec.toml'))} --out NEW_FOLDER")]
+    command = f"lowregret {run.spec.task}"
+    lines = [("Reproduce it", f"{command} {shlex.quote(str(run.path / 'spec.toml'))} --out NEW_FOLDER")]
     if not run.finished:
-        lines.append(("Go on with it", f"lowregret sft --resume {folder}"))
+        lines.append(("Go on with it", f"{command} --resume {folder}"))
     if verdict.best is not None:
         lines.append(
             (
@@ -178,7 +179,7 @@ def commands(run: RunDirectory, verdict: Verdict, spec_toml: str) -> str:
         )
     shown = "".join(f"<h3>{title}</h3><pre class=command>{escape(line)}</pre>" for title, line in lines)
     body = f"{shown}<details><summary>spec.toml</summary><pre>{escape(spec_toml)}</pre></details>"
-    return _section("Reproduce, resume, use", body, anchor="commands")
+    return section("Reproduce, resume, use", body, anchor="commands")
 
 
 def flatten(record: Mapping[str, object], prefix: str = "") -> dict[str, str]:
@@ -197,11 +198,18 @@ def flatten(record: Mapping[str, object], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def _section(title: str, body: str, *, anchor: str) -> str:
+def _unit(plan: ResolvedPlan) -> str:
+    rl = plan.spec.rl
+    return "sequences" if rl is None else f"prompts x {rl.group} completions"
+
+
+def section(title: str, body: str, *, anchor: str) -> str:
+    """A titled part of the page."""
     return f"<section id={anchor}><h2>{title}</h2>{body}</section>"
 
 
-def _table(head: Iterable[str], rows: Iterable[str], *, numbers_from: int = 99) -> str:
+def table(head: Iterable[str], rows: Iterable[str], *, numbers_from: int = 99) -> str:
+    """Rows of markup under a head of text."""
     cells = "".join(
         f"<th scope=col{' class=number' if index >= numbers_from else ''}>{name}</th>"
         for index, name in enumerate(head)

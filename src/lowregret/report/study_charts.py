@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from lowregret.report.protocols.accuracy import accuracy_against_rate, accuracy_curves, accuracy_of_layers
 from lowregret.report.protocols.asked import Asked
 from lowregret.report.protocols.capacity import stored_bits
 from lowregret.report.protocols.chart import Chart
@@ -30,6 +31,8 @@ FIGURES: dict[str, tuple[Draws, ...]] = {
     "early": (early_drops, learning_curves),
     "ratio": (ratios, *CURVES),
     "dynamics": (dynamics, learning_curves),
+    "rl": (accuracy_against_rate, accuracy_curves),
+    "rl-layers": (accuracy_of_layers, accuracy_against_rate, accuracy_curves),
     # Nobody can guess the facts, so held-out losses say nothing.
     "capacity": (stored_bits,),
     # Exact or counted: a table tells it (`study_tables`).

@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import stdev
 from typing import Any
 
+from lowregret.report.accuracy_table import accuracy_table
 from lowregret.report.html import page
 from lowregret.report.numbers import count, seconds
 from lowregret.report.protocols.asked import by_arm
@@ -94,12 +95,16 @@ def _question(
         f"<p class=note>{escape(chart.caption)}</p></figure>"
         for chart in charts
     )
-    tables = {"invariance": invariance_table, "cost": cost_table}
+    tables = {
+        "invariance": invariance_table,
+        "cost": cost_table,
+        "rl": accuracy_table,
+        "rl-layers": accuracy_table,
+    }
     table = tables[question.protocol](outcomes) if question.protocol in tables else ""
-    return (
-        f"{head}<p class=note>{escape(_facts(question, outcomes))}</p>{table}{figures}{cells_table(study, outcomes)}"
-        "</section>"
-    )
+    measure = "test error rate" if question.rl is not None else "test NLL"
+    cells = cells_table(study, outcomes, measure=measure)
+    return f"{head}<p class=note>{escape(_facts(question, outcomes))}</p>{table}{figures}{cells}</section>"
 
 
 def _facts(question: QuestionSpec, outcomes: Sequence[Outcome]) -> str:
@@ -112,7 +117,8 @@ def _facts(question: QuestionSpec, outcomes: Sequence[Outcome]) -> str:
     noise = noise_floor(outcomes)
     # Nobody can guess the facts of a capacity study: its held-out loss says nothing.
     if noise is not None and question.protocol != "capacity":
-        facts += f" Noise floor: {noise:.4f} nats between seeds at one arm and rate (median SD)."
+        unit = "of error rate" if question.rl is not None else "nats"
+        facts += f" Noise floor: {noise:.4f} {unit} between seeds at one arm and rate (median SD)."
     return facts
 
 

@@ -31,7 +31,7 @@ def findings_table(findings: Sequence[Mapping[str, Any]]) -> str:
         return ""
     body = "".join(_finding(finding) for finding in findings)
     return (
-        f"<section><h2>Findings</h2>{_table(COLUMNS, body, style='findings')}"
+        f"<section><h2>Findings</h2>{html_table(COLUMNS, body, style='findings')}"
         "<p class=note>Margins were set in the study's spec before it ran. A claim is supported or contradicted only "
         "when its interval says so at the level of its rule, after Holm's correction over all claims; else it is "
         "inconclusive.</p></section>"
@@ -81,7 +81,7 @@ def invariance_table(outcomes: Sequence[Outcome]) -> str:
         for pair, own in differences.items()
     )
     return (
-        f"{_table(('factors of A and B', *kinds), rows, numbers_from=1)}"
+        f"{html_table(('factors of A and B', *kinds), rows, numbers_from=1)}"
         "<p class=note>Largest relative difference of the held-out losses, over all evaluations, from the run that it "
         f"should repeat ({escape(first)}). With eps 0 it must be 0, corrected at most {CORRECTED:g}, uncorrected more. "
         "The finding compares the trained products B A as well.</p>"
@@ -123,7 +123,7 @@ def cost_table(outcomes: Sequence[Outcome]) -> str:
         )
     head = ("arm", "parameters", "multiply-adds a token", "over FullFT's", "time a step", "over FullFT's")
     return (
-        f"{_table(head, ''.join(rows), numbers_from=1)}"
+        f"{html_table(head, ''.join(rows), numbers_from=1)}"
         "<p class=note>Multiply-adds are counted and exact. Times are those of the machine that trained, "
         "a step's mean without evaluation; their ratio is paired by seed, with the 95 % interval.</p>"
     )
@@ -140,8 +140,14 @@ def _ratios(outcomes: Sequence[Outcome], arm: Arm) -> tuple[str, str]:
     return counted, f"{values[0]:.3g}{ends}"
 
 
-def cells_table(study: StudyDirectory, outcomes: Sequence[Outcome]) -> str:
-    """Every cell of a question, and under each arm the spec that its cells share."""
+def cells_table(study: StudyDirectory, outcomes: Sequence[Outcome], *, measure: str = "test NLL") -> str:
+    """Every cell of a question, and under each arm the spec that its cells share.
+
+    Args:
+        study: holds the specs.
+        outcomes: of the question.
+        measure: what the cells' series hold.
+    """
     names = arm_names([outcome.arm for outcome in outcomes])
     rows: list[str] = []
     specs: list[str] = []
@@ -153,8 +159,8 @@ def cells_table(study: StudyDirectory, outcomes: Sequence[Outcome]) -> str:
             f"<details><summary>{escape(names[arm])}: cells/{ordered[0].cell}/spec.toml</summary>"
             f"<pre>{escape(spec)}</pre></details>"
         )
-    head = ("arm", "learning rate", "seed", "final test NLL", "bits held", "parameters", "batch", "steps", "cell")
-    table = _table(head, "".join(rows), style="cells")
+    head = ("arm", "learning rate", "seed", f"final {measure}", "bits held", "parameters", "batch", "steps", "cell")
+    table = html_table(head, "".join(rows), style="cells")
     return (
         f"<details><summary>Every cell ({len(outcomes)})</summary>{table}</details>"
         "<details><summary>The spec of every arm</summary><p class=note>One cell of each; the other cells of an arm "
@@ -173,7 +179,7 @@ def _cell(name: str, outcome: Outcome) -> str:
 
 
 def became(outcome: Outcome) -> str:
-    """The final test loss of a cell, or why it has none.
+    """The final test loss (in RL, error rate) of a cell, or why it has none.
 
     >>> arm = Arm(method="full", params=1, batch_size=8, steps=1)
     >>> became(Outcome(cell="a", arm=arm, lr=1.0, seed=0, steps=(0,), validation=(1.0,), test=(1.0,), diverged=True,
@@ -185,7 +191,8 @@ def became(outcome: Outcome) -> str:
     return "diverged" if outcome.diverged else nats(outcome.final_test)
 
 
-def _table(head: Sequence[str], body: str, *, style: str = "", numbers_from: int = 99) -> str:
+def html_table(head: Sequence[str], body: str, *, style: str = "", numbers_from: int = 99) -> str:
+    """A table whose body is HTML already; columns of numbers stand right."""
     cells = "".join(
         f"<th scope=col{' class=number' if place >= numbers_from else ''}>{escape(name)}</th>"
         for place, name in enumerate(head)

@@ -1,0 +1,1 @@
+"""Completion text and the prompt's record in, a number out."""

@@ -15,6 +15,7 @@ import difflib
 import tomllib
 import types
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -90,8 +91,14 @@ def from_dict(cls: type[Spec], data: Mapping[str, object]) -> Spec:
     return cast(Spec, _decode_table(cls, data, "", tag=None))
 
 
+@cache
+def _hints(cls: type[Any]) -> dict[str, Any]:
+    """Types of a dataclass's fields, looked up once: a study reads thousands of specs."""
+    return get_type_hints(cls)
+
+
 def _encode_table(spec: object, path: str) -> TomlTable:
-    hints = get_type_hints(type(spec))
+    hints = _hints(type(spec))
     table: TomlTable = {}
     for field in dataclasses.fields(cast(Any, spec)):
         value = getattr(spec, field.name)
@@ -130,7 +137,7 @@ def _encode(hint: Any, value: object, path: str) -> TomlValue:
 def _decode_table(cls: type[Any], data: object, path: str, *, tag: str | None) -> object:
     if not isinstance(data, Mapping):
         raise SpecError(f"{path}: is {_describe(data)}, should be a table of {cls.__name__}")
-    hints = get_type_hints(cls)
+    hints = _hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     values: dict[str, object] = {}
     for key, value in cast(Mapping[str, object], data).items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from lowregret.specs.objective import PolicyGradientSpec
 from lowregret.specs.reward import RewardSpec
@@ -29,6 +30,9 @@ class RLSpec:
     """Rounds of further prompts that replace groups whose rewards are all equal. 0: such groups are only counted."""
     eval_samples: int = 0
     """Sampled completions of each held-out prompt at every evaluation, beside the greedy one."""
+    judge_by: Literal["greedy", "sampled"] = "greedy"
+    """Which held-out answers a study counts. `sampled` is what the objective makes larger, and needs `eval_samples`;
+    `greedy` is what most users deploy, and can be right long before the policy is."""
     template: str | None = None
     """How a question becomes a prompt, with `{question}` in it. None: the model's chat template where it has one, else
     the question alone."""

@@ -8,6 +8,7 @@ from typing import Literal
 from lowregret.specs.data import DataSpec
 from lowregret.specs.hardware import HardwareSpec
 from lowregret.specs.model import ModelSpec
+from lowregret.specs.rl import RLSpec
 from lowregret.specs.run import TrainSpec
 
 QUARTER_DECADE = 10**0.25
@@ -52,14 +53,15 @@ class QuestionSpec:
 
     protocol: str
     """`rank`, `learning-rate`, `batch-size`, `layers`, `early`, `ratio`, `capacity`, `cost`, `invariance`, `dynamics`
-    or `certify`."""
+    or `certify`; `rl` and `rl-layers` train by reinforcement and hold error rates where the others hold losses."""
     data: DataSpec
+    """Of an `rl` question the prompts with their answers."""
     train: TrainSpec = field(default_factory=TrainSpec)
     """Length, batch and rhythm of a cell."""
     models: tuple[ModelSpec, ...] = ()
     """Bases of this question. Empty: the study's."""
     ranks: tuple[int, ...] = (1, 4, 16, 64)
-    """Ranks of the adapters; `certify` and `layers` take the first."""
+    """Ranks of the adapters; `certify`, `layers` and `rl-layers` take the first."""
     alphas: tuple[float, ...] = (32.0,)
     batch_sizes: tuple[int, ...] = ()
     """Sequences a step, for `batch-size`."""
@@ -76,6 +78,8 @@ class QuestionSpec:
     grid: GridSpec = field(default_factory=GridSpec)
     margins: tuple[tuple[str, float], ...] = ()
     """Margins that differ from science.md's, by name; set before the study runs."""
+    rl: RLSpec | None = None
+    """For `rl` and `rl-layers`: groups, rewards, sampler and objective."""
 
 
 @dataclass(frozen=True, kw_only=True)

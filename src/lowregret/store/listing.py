@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -39,9 +39,12 @@ class RunEntry:
     steps: int = 0
     """Steps of the whole run."""
     best_slot: str | None = None
-    """Slot of the lowest last NLL: on validation, so that the test split stays out of the choice."""
+    """Slot of the lowest last NLL, or of the highest last accuracy: on validation, so that the test split stays out of
+    the choice."""
     test_nll: float | None = None
     """Last test NLL of that slot, nats per token."""
+    test_accuracy: float | None = None
+    """Last test accuracy of that slot, of a run of RL."""
 
 
 def list_runs(root: str | Path) -> tuple[RunEntry, ...]:
@@ -74,15 +77,16 @@ def _entry(folder: Path) -> RunEntry:
 
 
 def _read_entry(run: RunDirectory) -> RunEntry:
-    spec, evals = run.spec, run.read_evals()
-    steps = [row.step for row in run.read_metrics()]
+    spec = run.spec
     slots = tuple(slot.name for slot in spec.slots)
-    last = {(row.slot, row.split): row.nll for row in evals if row.slot in slots}
-    ended = (run.summary or {}).get("slots", {})
-    gone = {name for name, slot in ended.items() if slot["diverged"] or slot.get("stopped")}
-    judged = {slot: last.get((slot, "validation"), last.get((slot, "test"))) for slot in slots if slot not in gone}
-    scores = {slot: nll for slot, nll in judged.items() if nll is not None and not math.isnan(nll)}
-    best = min(scores, key=lambda slot: scores[slot]) if scores else None
+    steps = [row.step for row in (run.read_metrics() if spec.rl is None else run.read_policy())]
+    if spec.rl is None:
+        last = {(row.slot, row.split): row.nll for row in run.read_evals()}
+    else:
+        judged = [row for row in run.read_accuracy() if row.how == spec.rl.judge_by]
+        last = {(row.slot, row.split): row.accuracy for row in judged}
+    best = _best(run, slots, last)
+    reported = None if best is None else last.get((best, "test"))
     return RunEntry(
         path=run.path,
         status="finished" if run.finished else "running" if run.running else "stopped",
@@ -93,5 +97,16 @@ def _read_entry(run: RunDirectory) -> RunEntry:
         step=max(steps, default=0),
         steps=run.plan.steps,
         best_slot=best,
-        test_nll=None if best is None else last.get((best, "test")),
+        test_nll=reported if spec.rl is None else None,
+        test_accuracy=None if spec.rl is None else reported,
     )
+
+
+def _best(run: RunDirectory, slots: tuple[str, ...], last: Mapping[tuple[str, str], float]) -> str | None:
+    """The slot that the validation split prefers (the test split where nothing else was measured)."""
+    ended = (run.summary or {}).get("slots", {})
+    gone = {name for name, slot in ended.items() if slot["diverged"] or slot.get("stopped")}
+    judged = {slot: last.get((slot, "validation"), last.get((slot, "test"))) for slot in slots if slot not in gone}
+    scores = {slot: score for slot, score in judged.items() if score is not None and not math.isnan(score)}
+    sign = 1.0 if run.spec.rl is None else -1.0
+    return min(scores, key=lambda slot: sign * scores[slot]) if scores else None

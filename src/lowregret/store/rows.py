@@ -114,8 +114,122 @@ class SampleRow:
     """What the model said."""
 
 
-Row: TypeAlias = "MetricRow | EvalRow | DynamicsRow | SampleRow"
-RowType = TypeVar("RowType", MetricRow, EvalRow, DynamicsRow, SampleRow)
+@dataclass(frozen=True, kw_only=True)
+class PolicyRow:
+    """One slot at one step of RL: what it sampled, and what the update did with it.
+
+    >>> row = PolicyRow(step=1, slot="r1", reward=0.4, pass_rate=0.4, objective=0.0, lr=1e-3, completions=512,
+    ...     mean_length=1.0, truncated=0.0, entropy=1.1, without_signal=3, groups=64, bits=80.0, seconds=0.8)
+    >>> row.untimed().seconds is None
+    True
+    """
+
+    step: int
+    """Batches of rollouts done, from 1."""
+    slot: str
+    reward: float
+    """Mean over the completions."""
+    pass_rate: float
+    """Share of completions with the full reward."""
+    objective: float
+    """Normalised sum over tokens of ratio * advantage, before the update (of the last of several)."""
+    lr: float
+    """Learning rate of A at this step, after the schedule."""
+    completions: int
+    """Completions sampled, those of replaced groups included."""
+    mean_length: float
+    """Tokens of a completion, its end token included."""
+    truncated: float
+    """Share of completions that were cut off at the longest length."""
+    entropy: float
+    """Mean of -log p_sampler of the sampled tokens, nats: an unbiased estimate of the entropy a token."""
+    without_signal: int
+    """Groups whose rewards are all equal, of those that the update saw."""
+    groups: int
+    """Groups that the update saw."""
+    bits: float
+    """Upper bound on the information in this step's rewards: sum over groups of size * H2(pass rate), bits."""
+    resampled: int = 0
+    """Groups without signal that were replaced by others."""
+    failures: int = 0
+    """Answers whose scorer failed; they count as reward 0."""
+    grad_norm: float | None = None
+    """Norm of the slot's gradient before any clipping (of the last of several updates)."""
+    ratio_mean: float | None = None
+    """Mean of p_learner / p_sampler over the tokens with gradient, before the last update."""
+    ratio_max: float | None = None
+    clipped: float | None = None
+    """Share of these tokens that PPO's clip left without gradient."""
+    kl: float | None = None
+    """Mean of log p - log p_base over the sampled tokens, nats; where it was computed."""
+    tokens: int = 0
+    """Tokens sampled and tokens trained on, prompts included, repeated completions once."""
+    seconds: float | None = None
+    """Wall time of the step, shared by its slots. Timing: two equal runs differ in it."""
+
+    def untimed(self) -> PolicyRow:
+        """The row without its timing, for comparing two runs."""
+        return dataclasses.replace(self, seconds=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccuracyRow:
+    """Held-out accuracy of one slot on one split.
+
+    >>> AccuracyRow(step=0, slot="base", split="test", how="greedy", accuracy=0.4, reward=0.4, problems=1000,
+    ...     mean_length=1.0, truncated=0.0).accuracy
+    0.4
+    """
+
+    step: int
+    """Steps done when it was measured; 0 is before training."""
+    slot: str
+    """Name of the slot, or `base`."""
+    split: str
+    """`validation` (to choose by) or `test` (to report)."""
+    how: Literal["greedy", "sampled"]
+    """The most likely tokens, or drawn as in training."""
+    accuracy: float
+    """Share of completions with the full reward."""
+    reward: float
+    """Mean reward."""
+    problems: int
+    mean_length: float
+    """Tokens of a completion."""
+    truncated: float
+    """Share cut off at the longest length."""
+    failures: int = 0
+    """Answers whose scorer failed."""
+    kl: float | None = None
+    """Mean of log p - log p_base over the tokens of sampled completions, nats; where it was computed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutRow:
+    """One completion, for the reader.
+
+    >>> RolloutRow(step=0, slot="base", problem=3, prompt="2 + 2 =", answer="4", completion="5", reward=0.0,
+    ...     tokens=1, stopped=True).reward
+    0.0
+    """
+
+    step: int
+    slot: str
+    problem: int
+    """Index in the test split."""
+    prompt: str
+    answer: str
+    """The data's own."""
+    completion: str
+    reward: float
+    tokens: int
+    stopped: bool
+    """It ended by itself."""
+    failure: str = ""
+
+
+Row: TypeAlias = "MetricRow | EvalRow | DynamicsRow | SampleRow | PolicyRow | AccuracyRow | RolloutRow"
+RowType = TypeVar("RowType", MetricRow, EvalRow, DynamicsRow, SampleRow, PolicyRow, AccuracyRow, RolloutRow)
 
 
 def encode_row(row: Row) -> str:

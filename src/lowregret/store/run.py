@@ -23,7 +23,7 @@ from lowregret.store.atomic import disk_errors, write_text
 from lowregret.store.environment import Environment
 from lowregret.store.lock import WriterLock, is_locked
 from lowregret.store.logs import Log
-from lowregret.store.rows import DynamicsRow, EvalRow, MetricRow, SampleRow
+from lowregret.store.rows import AccuracyRow, DynamicsRow, EvalRow, MetricRow, PolicyRow, RolloutRow, SampleRow
 
 SPEC, PLAN, ENVIRONMENT = "spec.toml", "plan.toml", "environment.json"
 SPEC_DIGEST = "spec.sha256"
@@ -40,6 +40,9 @@ class RunDirectory:
         self._evals = Log(path / "evals.jsonl", EvalRow)
         self._dynamics = Log(path / "dynamics.jsonl", DynamicsRow)
         self._samples = Log(path / "samples.jsonl", SampleRow)
+        self._policy = Log(path / "policy.jsonl", PolicyRow)
+        self._accuracy = Log(path / "accuracy.jsonl", AccuracyRow)
+        self._rollouts = Log(path / "rollouts.jsonl", RolloutRow)
 
     @classmethod
     def create(
@@ -147,6 +150,21 @@ class RunDirectory:
         self._lock.acquire()
         self._samples.append(rows)
 
+    def append_policy(self, rows: Iterable[PolicyRow]) -> None:
+        """Add one step's rows to `policy.jsonl`."""
+        self._lock.acquire()
+        self._policy.append(rows)
+
+    def append_accuracy(self, rows: Iterable[AccuracyRow]) -> None:
+        """Add rows to `accuracy.jsonl`."""
+        self._lock.acquire()
+        self._accuracy.append(rows)
+
+    def append_rollouts(self, rows: Iterable[RolloutRow]) -> None:
+        """Add rows to `rollouts.jsonl`."""
+        self._lock.acquire()
+        self._rollouts.append(rows)
+
     def read_metrics(self) -> tuple[MetricRow, ...]:
         """All training rows so far."""
         return self._metrics.read()
@@ -163,6 +181,18 @@ class RunDirectory:
         """All sample answers so far."""
         return self._samples.read()
 
+    def read_policy(self) -> tuple[PolicyRow, ...]:
+        """All steps of RL so far."""
+        return self._policy.read()
+
+    def read_accuracy(self) -> tuple[AccuracyRow, ...]:
+        """All held-out accuracies so far."""
+        return self._accuracy.read()
+
+    def read_rollouts(self) -> tuple[RolloutRow, ...]:
+        """All completions that were kept for the reader."""
+        return self._rollouts.read()
+
     def truncate_logs(self, step: int) -> None:
         """Drop what was logged after a checkpoint's step; a resumed run logs it again. -1 drops everything.
 
@@ -173,6 +203,9 @@ class RunDirectory:
         self._evals.rewrite(row for row in self._evals.read() if row.step <= step)
         self._dynamics.rewrite(row for row in self._dynamics.read() if row.step <= step)
         self._samples.rewrite(row for row in self._samples.read() if row.when == "before" and step >= 0)
+        self._policy.rewrite(row for row in self._policy.read() if row.step <= step)
+        self._accuracy.rewrite(row for row in self._accuracy.read() if row.step <= step)
+        self._rollouts.rewrite(row for row in self._rollouts.read() if row.step <= step)
 
     @contextmanager
     def writing_checkpoint(self, step: int, *, keep: int = 2) -> Generator[Path, None, None]:
@@ -181,7 +214,8 @@ class RunDirectory:
         The logs reach the disk first, so that after a power cut they hold every step up to the checkpoint.
         """
         self._lock.acquire()
-        for log in (self._metrics, self._evals, self._dynamics, self._samples):
+        logs = (self._metrics, self._evals, self._dynamics, self._samples)
+        for log in (*logs, self._policy, self._accuracy, self._rollouts):
             log.sync()
         with checkpoints.writing_checkpoint(self.path / "checkpoints", step, keep=keep) as folder:
             yield folder
@@ -250,8 +284,7 @@ def _refuse_occupied(folder: Path) -> None:
         raise CheckpointError(f"{folder}: is a file; choose a folder with --out")
     if (folder / SPEC).exists():
         raise CheckpointError(
-            f"{folder}: holds another run; choose a new folder with --out, "
-            f"or go on with that run: lowregret sft --resume {folder}"
+            f"{folder}: holds another run; choose a new folder with --out, or go on with that run by --resume {folder}"
         )
     names = sorted(path.name for path in folder.iterdir())
     own = {ENVIRONMENT, PLAN, SPEC_DIGEST, LOCK} if LOCK in names else set[str]()

@@ -127,6 +127,19 @@ def refuse_edge(surface: Surface) -> None:
     raise Refused(f"the minimum of {surface.arm.label} lies on its {where} learning rate", f"train it at {settles}")
 
 
+def best_point(surface: Surface) -> int:
+    """Place of the learning rate with the lowest mean validation loss over the seeds, as it was measured.
+
+    For curves that no parabola follows, such as error rates that leap where a policy collapses.
+
+    Raises:
+        Refused: it lies on the grid's edge; the highest rate that trains is none where a higher one diverged.
+    """
+    if grid_edge(surface) != "diverges":
+        refuse_edge(surface)
+    return _minimum(surface)[1]
+
+
 def tuned_test_losses(surface: Surface) -> Floats:
     """Test loss of each seed at the learning rate that validation chooses; nats a token.
 

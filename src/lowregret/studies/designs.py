@@ -12,6 +12,10 @@ from lowregret.specs.study import QUARTER_DECADE
 from lowregret.studies.claims.c3_rank_free_rate import LEAST_RANK, TIED
 from lowregret.studies.claims.c8_batch import EQUAL_STEPS
 
+THIRD_DECADE = 10 ** (1 / 3)
+"""Between the rates of a study of reinforcement, whose plateau takes a wide grid."""
+RL_SIZE = {"steps": 120, "batch_size": 64}
+RL_CLAIMS = ("C7rl", "C9", "C9b", "C10")
 PARAMS_PER_RANK = 1024
 """Of a simulated adapter: only ratios of counts matter."""
 
@@ -29,7 +33,7 @@ class Design:
     run_lengths: tuple[int, ...] = (100, 300, 1000)
     batch_sizes: tuple[int, ...] = (8, 32, 128)
     rates: int = 7
-    """Learning rates of an arm, a quarter of a decade apart, around LR* as the planner would guess it."""
+    """Learning rates of an arm around LR* as the planner would guess it: a quarter of a decade apart, a third in RL."""
 
     @classmethod
     def of(cls, question: QuestionSpec) -> Design:
@@ -47,10 +51,10 @@ def arms_of(claim: str, design: Design) -> tuple[Arm, ...]:
     return tuple(_ARMS[claim](design))
 
 
-def around(best: float, points: int, rng: np.random.Generator) -> tuple[float, ...]:
+def around(best: float, points: int, rng: np.random.Generator, *, factor: float = QUARTER_DECADE) -> tuple[float, ...]:
     """Rates around LR*, off by up to half a spacing: nobody's grid is centred on the truth."""
     off = rng.uniform(-0.5, 0.5)
-    return tuple(best * QUARTER_DECADE ** (k - (points - 1) / 2 + off) for k in range(points))
+    return tuple(best * factor ** (k - (points - 1) / 2 + off) for k in range(points))
 
 
 def _lora(rank: int, **fields: object) -> Arm:
@@ -112,6 +116,14 @@ def _certify(design: Design) -> list[Arm]:
     return [_lora(design.ranks[0]), _full()]
 
 
+def _rl(design: Design) -> list[Arm]:
+    return [_lora(design.ranks[0], **RL_SIZE), _full(**RL_SIZE)]
+
+
+def _rl_layers(design: Design) -> list[Arm]:
+    return [replace(arm, **RL_SIZE) for arm in _layers(design)]
+
+
 _ARMS: Mapping[str, Callable[[Design], Sequence[Arm]]] = {
     "C2": _early,
     "C3": _rank_free,
@@ -121,6 +133,10 @@ _ARMS: Mapping[str, Callable[[Design], Sequence[Arm]]] = {
     "C6b": _capacity,
     "C7": _layers,
     "C8": _batch,
+    "C7rl": _rl_layers,
+    "C9": _rl,
+    "C9b": _rl,
+    "C10": _rl,
     "C11": _early,
     "certify": _certify,
 }

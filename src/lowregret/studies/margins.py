@@ -44,8 +44,17 @@ class Margins:
     """Least cosine of the adapter's tangent kernel with its expectation, from rank 64 up (C11)."""
     kernel_slope: float = 0.1
     """Distance from -1/2 that the slope of log kernel error on log rank may have (C11)."""
+    rl_parity: float = 0.03
+    """Difference of held-out accuracy under which two arms of RL are equal (C9, C7rl)."""
+    steps_ratio: float = 1.5
+    """LoRA's steps to the threshold over FullFT's that still are no more (C9b). Ours: half as long again is what a user
+    would notice, and what evaluations a tenth of a run apart can tell from 1."""
+    plateau_drop: float = 0.02
+    """Accuracy under the peak that still lies on the plateau of learning rates (C10)."""
+    plateau_gain: float = 0.0
+    """Decades by which LoRA's plateau must be wider than FullFT's (C10)."""
     least_seeds: float = 3
-    """Seeds under which no verdict is given; C2 and C3 ask for 5 whatever stands here."""
+    """Seeds under which no verdict is given; C2 and C3 ask for 5, C9 and C9b for 8 whatever stands here."""
     power: float = 0.8
     """Chance of a verdict that the number of seeds in `settles` is to give."""
 

@@ -29,11 +29,17 @@ from lowregret.specs import (
     TrainSpec,
 )
 from lowregret.specs.shape import ModelShape
+from lowregret.studies.equal_parameters import matched_ranks
 
 ONE_RATE = ("early", "cost", "invariance", "dynamics")
 """Protocols that compare arms at one rate and sweep nothing."""
 ALONE = ("cost", "invariance")
 """Protocols whose cells train alone: their times, or their last bits, must not depend on who trains beside them."""
+REINFORCED = ("rl", "rl-layers")
+"""Protocols whose cells train by reinforcement; their records hold error rates."""
+NEVER_DROPPED = (*ONE_RATE, "capacity", *REINFORCED)
+"""Protocols whose cells all train to the end. Those of `capacity` sweep, but their held-out loss says nothing: nobody
+can guess the facts; those of RL may collapse late, so that no rate is surely worse than one that leads now."""
 SLOT = "cell"
 """Name of the only slot of a cell; its bank names slots by the cells' identities."""
 
@@ -102,6 +108,10 @@ def arm_templates(
         raise SpecError("seeds: a question needs at least one; give --seeds 3")
     if question.train.steps is None and question.protocol != "capacity":
         raise SpecError(f"{question.protocol}: train.steps is missing; a study compares runs of stated length")
+    if question.protocol in REINFORCED and question.rl is None:
+        raise SpecError(f"{question.protocol}: rl is missing; give its rewards, such as papers/rl.toml does")
+    if question.protocol not in REINFORCED and question.rl is not None:
+        raise SpecError(f"{question.protocol}: rl is for {' and '.join(REINFORCED)}; leave it out")
     builders = [_Builder(question, base, bases[base.source], hardware) for base in question.models or (model,)]
     return tuple(template for builder in builders for template in PROTOCOLS[question.protocol](builder))
 
@@ -166,16 +176,18 @@ class _Builder:
     def _template(
         self, arm: Arm, weights: AdapterSpec | FullSpec, train: TrainSpec | None, data: DataSpec | None = None
     ) -> ArmTemplate:
+        question = self.question
         run = RunSpec(
+            task="sft" if question.rl is None else "rl",
             model=self.model,
-            data=data or self.question.data,
+            data=data or question.data,
             slots=(SlotSpec(name=SLOT, weights=weights, optim=OptimSpec()),),
-            train=replace(train or self.question.train, num_samples=0),
+            train=replace(train or question.train, num_samples=0),
+            rl=question.rl,
             hardware=self.hardware,
         )
-        grid = self.question.grid
-        # A capacity study sweeps too, but its held-out loss says nothing: nobody can guess the facts.
-        if grid.kind == "adaptive" and self.question.protocol not in (*ONE_RATE, "capacity"):
+        grid = question.grid
+        if grid.kind == "adaptive" and question.protocol not in NEVER_DROPPED:
             run = replace(run, train=replace(run.train, drop_dominated=grid.factor))
         start = grid.full_start if arm.method == "full" else grid.start
         if start is None:
@@ -225,44 +237,26 @@ def _layers(build: _Builder) -> list[ArmTemplate]:
 
     More of the wrong layers is not expected to help (paper, figure 4).
     """
+    arms = _equal_layers(build)
+    attention = arms[0].arm.rank
+    assert attention is not None
+    return [*arms, build.lora(4 * attention, targets=("attention",)), build.full()]
+
+
+def _rl_layers(build: _Builder) -> list[ArmTemplate]:
+    return [*_equal_layers(build), build.full()]
+
+
+def _equal_layers(build: _Builder) -> list[ArmTemplate]:
+    """Attention, MLPs, both; four times the first rank still fits."""
     params = {kind: _params(build, kind, 1) for kind in ("attention", "mlp", "all")}
     ranks = matched_ranks(params, build.question.ranks[0], most=_most_rank(build) // 4)
-    arms = [build.lora(rank, targets=(kind,)) for kind, rank in ranks.items()]
-    return [*arms, build.lora(4 * ranks["attention"], targets=("attention",)), build.full()]
+    return [build.lora(rank, targets=(kind,)) for kind, rank in ranks.items()]
 
 
 def _most_rank(build: _Builder) -> int:
     """What the smallest adapted matrix has room for."""
     return min(min(matrix.d_in, matrix.d_out) for matrix in select(build.shape, ("all",), unembed=False))
-
-
-def matched_ranks(params: Mapping[str, int], least: int, *, most: int | None = None) -> dict[str, int]:
-    """Ranks, one a kind of matrix, at which the adapters have equally many parameters.
-
-    Args:
-        params: adapter parameters of each kind at rank 1.
-        least: smallest rank of the first kind.
-        most: its largest; 8 x least if None, or if that is less.
-
-    Returns:
-        The smallest ranks of equal counts, the first in least..most; else those whose counts differ least.
-
-    >>> matched_ranks({"attention": 1024, "mlp": 1536, "all": 2560}, 8)
-    {'attention': 15, 'mlp': 10, 'all': 6}
-    """
-    first = next(iter(params))
-
-    def mismatch(rank: int) -> float:
-        counts = [number * params[kind] for kind, number in _nearest(params, rank * params[first]).items()]
-        return max(counts) / min(counts)
-
-    most = max(least, min(8 * least, most or 8 * least))
-    return _nearest(params, params[first] * min(range(least, most + 1), key=mismatch))
-
-
-def _nearest(params: Mapping[str, int], budget: int) -> dict[str, int]:
-    """Of each kind the rank whose count comes nearest to a budget."""
-    return {kind: max(1, round(budget / each)) for kind, each in params.items()}
 
 
 def _certify(build: _Builder) -> list[ArmTemplate]:
@@ -374,5 +368,7 @@ PROTOCOLS: dict[str, Callable[[_Builder], list[ArmTemplate]]] = {
     "cost": _ranks_and_full,
     "invariance": _invariance,
     "dynamics": _dynamics,
+    "rl": _ranks_and_full,
+    "rl-layers": _rl_layers,
 }
 """Protocols that compare arms over learning rates and seeds."""

@@ -12,15 +12,18 @@ from numpy.typing import NDArray
 from lowregret.specs import QuestionSpec
 from lowregret.store.study import Dynamics
 from lowregret.studies.claims import CLAIMS, CLAIMS_OF
-from lowregret.studies.designs import Design, arms_of, around
+from lowregret.studies.designs import RL_CLAIMS, THIRD_DECADE, Design, arms_of, around
 from lowregret.studies.margins import Margins
 from lowregret.studies.outcome import Arm, Outcome
+from lowregret.studies.simulate_rl import simulate_rl
 from lowregret.studies.students_t import Floats
 from lowregret.studies.truth import START_LOSS, Noise, RateTruth, Truth
+from lowregret.studies.truth_rl import RLTruth
 
 __all__ = [
     "Design",
     "Noise",
+    "RLTruth",
     "RateTruth",
     "SimulatedStudy",
     "Truth",
@@ -88,6 +91,9 @@ def draw(claim: str, truth: Truth, design: Design, seeds: Sequence[int], rng: np
         return _moved(simulate(dict.fromkeys(arms, (truth.rates.full,)), seeds, truth, rng), truth, rng)
     if claim == "C2":
         return simulate(dict.fromkeys(arms, (truth.rates.full * truth.rates.ratio,)), seeds, truth, rng)
+    if claim in RL_CLAIMS:
+        grids = {arm: around(truth.rates.best(arm), design.rates, rng, factor=THIRD_DECADE) for arm in arms}
+        return simulate_rl(grids, seeds, truth, rng)
     cells = {arm: around(truth.rates.best(arm), design.rates, rng) for arm in arms}
     if claim != "C6b":
         return simulate(cells, seeds, truth, rng, evaluations=10 if claim == "C6" else 1)
@@ -231,6 +237,21 @@ SCENARIOS: Mapping[str, Mapping[str, Truth]] = {
     "C8": {
         "gap grows by 0.005 a doubling": Truth(batch_growth=0.005, equal_growth=0.005),
         "gap shrinks by 0.005 a doubling": Truth(batch_growth=-0.005, equal_growth=-0.005),
+    },
+    "C7rl": {
+        "attention 0.08 worse, MLP equal": Truth(attention_gap=0.08),
+        "MLP 0.06 worse than all": Truth(attention_gap=0.12, mlp_gap=0.06),
+    },
+    "C9": {"equal": Truth(), "0.015 lower": Truth(regret=0.015), "0.06 lower": Truth(regret=0.06)},
+    "C9b": {
+        "equally fast": Truth(),
+        "1.25 times the steps": Truth(rl=RLTruth(steps_ratio=1.25)),
+        "2.5 times the steps": Truth(rl=RLTruth(steps_ratio=2.5)),
+    },
+    "C10": {
+        "0.2 decades wider": Truth(rl=RLTruth(plateau_gain=0.2)),
+        "0.6 decades wider": Truth(rl=RLTruth(plateau_gain=0.6)),
+        "0.6 decades narrower": Truth(rl=RLTruth(plateau=0.9, plateau_gain=-0.6)),
     },
     "C11": {"B passes A, kernels align": Truth(), "B stays below A": Truth(norm_ratio=-0.5)},
     "certify": {"regret 0": Truth(), "regret 0.002": Truth(regret=0.002), "regret 0.01": Truth(regret=0.01)},

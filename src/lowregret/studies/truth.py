@@ -16,6 +16,7 @@ from lowregret.studies.claims.c3_rank_free_rate import TIED
 from lowregret.studies.claims.c8_batch import EQUAL_STEPS
 from lowregret.studies.outcome import Arm
 from lowregret.studies.students_t import Floats
+from lowregret.studies.truth_rl import RLTruth
 
 REFERENCE_RANK, REFERENCE_WIDTH, REFERENCE_STEPS, REFERENCE_BATCH = 16, 128, 1000, 8
 START_LOSS, FLOOR, LOG_STEP_DROP = 5.0, 2.0, 0.3
@@ -96,6 +97,8 @@ class Truth:
 
     rates: RateTruth = field(default_factory=RateTruth)
     noise: Noise = field(default_factory=Noise)
+    rl: RLTruth = field(default_factory=RLTruth)
+    """Of studies of reinforcement, which read the gaps below as accuracies."""
     regret: float = 0.0
     """Floor of LoRA minus FullFT's, nats a token."""
     attention_gap: float = 0.0
@@ -126,14 +129,20 @@ class Truth:
         """Final loss at LR*; arms at equal steps meet the others at the largest batch, where they are the same."""
         if arm.method == "full":
             return FLOOR
-        gaps: dict[tuple[str, ...], float] = {("attention",): self.attention_gap, ("mlp",): self.mlp_gap}
         further = self.interaction * math.log2((arm.rank or 1) / REFERENCE_RANK)
         doublings = math.log2(arm.batch_size / REFERENCE_BATCH)
         growth = (self.batch_growth + further) * doublings
         if arm.variant == EQUAL_STEPS:
             most = math.log2(largest_batch / REFERENCE_BATCH)
             growth = (self.batch_growth + further) * most - (self.equal_growth + further) * (most - doublings)
-        return FLOOR + self.regret + gaps.get(arm.targets, 0.0) + growth
+        return FLOOR + self.gap(arm) + growth
+
+    def gap(self, arm: Arm) -> float:
+        """What an arm loses against full fine-tuning, whatever its batch."""
+        if arm.method == "full":
+            return 0.0
+        gaps: dict[tuple[str, ...], float] = {("attention",): self.attention_gap, ("mlp",): self.mlp_gap}
+        return self.regret + gaps.get(arm.targets, 0.0)
 
     def curve(self, arm: Arm, steps: Sequence[int], ranks: Sequence[int], largest_batch: int) -> Floats:
         """Loss at LR* over steps, without noise; `ranks` are the study's, ascending."""

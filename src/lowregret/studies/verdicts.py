@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from lowregret.studies.finding import Finding, Verdict
 from lowregret.studies.margins import Margins
 from lowregret.studies.outcome import Outcome
-from lowregret.studies.students_t import MOST_SEEDS, Floats, seeds_needed, spread, t_interval, upper_tail
+from lowregret.studies.students_t import MOST_SEEDS, Floats, quantile, seeds_needed, spread, upper_tail
 from lowregret.studies.surface import Refused, Surface
 
 FAMILY_LEVEL = 0.05
@@ -68,7 +68,14 @@ class Weighed:
 
 
 def weigh(
-    quantity: str, values: Floats, low: float, high: float, *, margins: Margins, level: float | None = None
+    quantity: str,
+    values: Floats,
+    low: float,
+    high: float,
+    *,
+    margins: Margins,
+    level: float | None = None,
+    shared_error: float = 0.0,
 ) -> Evidence:
     """Test a mean over seeds against a band.
 
@@ -79,11 +86,12 @@ def weigh(
         high: upper end, or inf.
         margins: level and power.
         level: in place of the margins'.
+        shared_error: standard error that all seeds share, so that more of them don't reduce it: that of a grid.
     """
     level = margins.level if level is None else level
     seeds = len(values)
     mean, deviation = float(values.mean()), spread(values)
-    error = deviation / math.sqrt(seeds)
+    error = math.hypot(deviation / math.sqrt(seeds), shared_error)
     p_inside = max(upper_tail(_ratio(mean - low, error), seeds - 1), upper_tail(_ratio(high - mean, error), seeds - 1))
     beyond = max(low - mean, mean - high)
     width = _ratio(high - low, error)
@@ -92,18 +100,26 @@ def weigh(
     # Near both ends of a band at once, each of the two tests must come with half the risk of failing.
     inside = beyond < 0
     power = (1 + margins.power) / 2 if inside and math.isfinite(high - low) else margins.power
+    half = quantile(1 - level, seeds - 1) * error
     return Evidence(
         quantity=quantity,
         estimate=mean,
-        interval=t_interval(values, level=2 * level),
+        interval=(mean - half, mean + half),
         low=low,
         high=high,
         p_inside=p_inside,
         p_outside=p_outside,
         level=level,
         seeds=seeds,
-        needed=seeds_needed(abs(beyond), deviation, level=level, power=power),
+        needed=_needed(abs(beyond), deviation, shared_error, level=level, power=power),
     )
+
+
+def _needed(distance: float, deviation: float, shared_error: float, *, level: float, power: float) -> int | None:
+    """Seeds for a distance, of which the shared error takes its part first, in quadrature."""
+    taken = shared_error * (quantile(1 - level, MOST_SEEDS) + quantile(power, MOST_SEEDS))
+    left = distance**2 - taken**2
+    return seeds_needed(math.sqrt(left), deviation, level=level, power=power) if left > 0 else None
 
 
 def _ratio(distance: float, error: float) -> float:
@@ -223,7 +239,7 @@ def _settles(parts: Sequence[Evidence]) -> str:
     needed = [part.needed for part in (outside or parts)]
     known = [count for count in needed if count is not None]
     if not known or (not outside and len(known) < len(needed)):
-        return f"the estimate lies on the margin: even {MOST_SEEDS} seeds would not tell; a wider margin or less noise"
+        return f"the estimate lies on the margin: even {MOST_SEEDS} seeds would not tell; a wider margin, less noise or a finer grid"
     count = min(known) if outside else max(known)
     return f"{max(count, parts[0].seeds + 1)} seeds, if estimate and spread stay as they are"
 

@@ -83,7 +83,7 @@ def traced(model: CausalLM, examples: Sequence[TokenizedExample]) -> dict[str, S
         with model.routed(Routing.from_lengths({None: batch.tokens.numel()})):
             hidden_TD = model.hidden(batch)
             logits_TV = model.logits(hidden_TD)
-            _, grad_TV = nll_with_gradient(logits_TV.detach(), batch.targets, batch.weights)
+            _, grad_TV = nll_with_gradient(logits_TV.detach(), batch.targets, lambda losses: batch.weights)
             outputs = [output for _, output in seen.values()]
             grads = torch.autograd.grad(logits_TV, outputs, grad_TV)
     finally:

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, cast
 
@@ -59,12 +60,18 @@ class Recipe:
     """Share of the run after which the rate falls."""
     last: float = 0.05
     """Factor that it falls to."""
+    shares: tuple[float, float, float] = (0.6, 0.2, 0.1)
+    """Of languages, facts and maxima among the documents; the rest are sums."""
     seed: int = 0
 
     def factor(self, step: int) -> float:
         """On the learning rate, at step 1..steps: warm-up, flat, linear."""
         falling = max(0.0, (step / self.steps - self.flat) / (1 - self.flat))
         return min(1.0, step / min(self.warmup, self.steps)) * (1 - (1 - self.last) * falling)
+
+
+RECIPES = {"micro-max3": Recipe(steps=1500, batch=192, shares=(0.05, 0.05, 0.85))}
+"""Of bases that are made otherwise: `micro-max3` is for RL, and has seen enough maxima to answer two in five."""
 
 
 def ensure_base(
@@ -83,7 +90,7 @@ def ensure_base(
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
         try:
-            pretrain(name, temporary, recipe=recipe or Recipe(), threads=threads, notify=notify)
+            pretrain(name, temporary, recipe=recipe or RECIPES.get(name, Recipe()), threads=threads, notify=notify)
             # Whoever came first has made the same.
             if not folder.exists():
                 os.rename(temporary, folder)
@@ -103,7 +110,7 @@ def pretrain(name: str, folder: Path, *, recipe: Recipe, threads: int, notify: C
     module = prepare_module(cast(Any, transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)))
     model, full = with_full(module, FullSpec(), slot=SLOT)
     optimizers = {SLOT: AdamW(OptimSpec(lr=recipe.lr, betas=recipe.betas, clip_norm=recipe.clip), full.blocks(SLOT))}
-    documents = mixture(np.random.default_rng(recipe.seed))
+    documents = mixture(np.random.default_rng(recipe.seed), recipe.shares)
     started = last = time.monotonic()
     losses: list[float] = []
     for step in range(1, recipe.steps + 1):
@@ -122,8 +129,9 @@ def pretrain(name: str, folder: Path, *, recipe: Recipe, threads: int, notify: C
     module.config.save_pretrained(folder)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
 
 
-def mixture(rng: np.random.Generator) -> Iterator[TokenizedExample]:
-    """Documents without end: half languages, the rest facts, maxima and sums; loss on every token."""
+def mixture(rng: np.random.Generator, shares: tuple[float, float, float]) -> Iterator[TokenizedExample]:
+    """Documents without end: languages, facts, maxima and sums in these shares; loss on every token."""
+    language, fact, maximum = (round(share, 6) for share in accumulate(shares))
     numbers = {word: index for index, word in enumerate(micro.VOCABULARY)}
     languages = [
         micro.Language.draw(order=order, seed=FIRST_LANGUAGE + k) for order in (1, 2, 2) for k in range(LANGUAGES)
@@ -131,11 +139,11 @@ def mixture(rng: np.random.Generator) -> Iterator[TokenizedExample]:
     people = [f"{row['question']} {row['answer']}" for row in micro.rows("micro-facts", NUM_PEOPLE, FIRST_LANGUAGE)]
     while True:
         kind = rng.random()
-        if kind < 0.6:
+        if kind < language:
             words = languages[int(rng.integers(len(languages)))].sentence(rng)
-        elif kind < 0.8:
+        elif kind < fact:
             words = people[int(rng.integers(len(people)))].split()
-        elif kind < 0.9:
+        elif kind < maximum:
             words = _maximum(rng)
         else:
             (row,) = micro.rows("add31", 1, int(rng.integers(1 << 30)))

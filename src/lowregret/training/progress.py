@@ -21,16 +21,18 @@ class StepReport:
     steps: int
     """Steps of the whole run."""
     losses: dict[str, float]
-    """Training loss of each live slot at this step, nats per completion token."""
+    """What `measure` says, of each live slot at this step."""
     tokens_per_second: float
     """Real tokens of all slots over the last steps, per second of training (evaluation excluded)."""
     seconds_left: float
     """Estimate for the rest of the run, evaluations included."""
+    measure: str = "loss"
+    """`loss`: nats per completion token; `reward`: mean over the completions."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalReport:
-    """Held-out negative log-likelihood of every slot at one step, nats per completion token.
+    """A held-out measure of every slot at one step.
 
     >>> EvalReport(step=0, split="test", nll={"base": 2.0}).nll
     {'base': 2.0}
@@ -40,7 +42,9 @@ class EvalReport:
     split: str
     """`validation`, `test`, or the name of a further data set."""
     nll: dict[str, float] = field(default_factory=dict)
-    """By slot; `base` is the model without any adapter, at step 0 only."""
+    """What `measure` says by slot; `base` is the model without any adapter, at step 0 only."""
+    measure: str = "NLL"
+    """`NLL`: nats per completion token; `accuracy`: share of problems solved."""
 
 
 @runtime_checkable

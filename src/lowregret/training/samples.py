@@ -10,7 +10,8 @@ import numpy as np
 
 from lowregret.batches import TokenizedExample
 from lowregret.data.tokenizer import TextTokenizer
-from lowregret.sampling.greedy import Prompt, greedy
+from lowregret.sampling.sampler import Request, Sampler
+from lowregret.specs import SamplingSpec
 from lowregret.store.rows import SampleRow
 from lowregret.store.run import RunDirectory
 from lowregret.training.evaluate import BASE
@@ -18,8 +19,8 @@ from lowregret.training.state import RunState
 
 When = Literal["before", "after"]
 
-MAX_NEW_TOKENS = 64
-"""Length of a sample; enough to see whether the answer's form was learned."""
+GREEDY = SamplingSpec(temperature=0.0, max_new_tokens=64)
+"""Of a sample: long enough to see whether the answer's form was learned."""
 
 
 def write_samples(
@@ -33,13 +34,13 @@ def write_samples(
     rows: list[SampleRow] = []
     for lane in state.lanes if when == "after" else state.lanes[:1]:
         slots = lane.live if when == "after" else (BASE,)
-        prompts = [Prompt(slot=None if s == BASE else s, tokens=prompt) for s in slots for prompt, _ in chosen]
-        if not prompts:
-            continue
-        answers = greedy(
-            lane.model, prompts, max_new_tokens=MAX_NEW_TOKENS, stop_tokens=frozenset(tokenizer.stop_token_ids)
-        )
-        for index, answer in enumerate(answers):
+        requests = [
+            Request(slot=None if s == BASE else s, prompt=prompt, seeds=(0,)) for s in slots for prompt, _ in chosen
+        ]
+        stop_tokens = frozenset(tokenizer.stop_token_ids)
+        answers = Sampler(lane.model, GREEDY, stop_tokens=stop_tokens).sample(requests)
+        for index, (answer,) in enumerate(answers):
+            tokens = answer.tokens.tolist()
             prompt, reference = chosen[index % len(chosen)]
             rows.append(
                 SampleRow(
@@ -47,7 +48,7 @@ def write_samples(
                     slot=slots[index // len(chosen)],
                     prompt=tokenizer.decode(list(prompt)),
                     reference=tokenizer.decode(list(reference)),
-                    answer=tokenizer.decode(answer),
+                    answer=tokenizer.decode(tokens[:-1] if answer.stopped else tokens),
                 )
             )
     run.append_samples(rows)

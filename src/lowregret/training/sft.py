@@ -10,13 +10,11 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 
 import torch
 
 from lowregret.adapters.bank import AdapterBank
-from lowregret.adapters.peft_format import write_adapter
 from lowregret.batches import PackedBatch, TokenizedExample
 from lowregret.data.examples import ExampleStore
 from lowregret.data.load import TokenizedData
@@ -26,6 +24,7 @@ from lowregret.models.locate import ModelFolder
 from lowregret.specs import ResolvedPlan
 from lowregret.store.rows import EvalRow, MetricRow
 from lowregret.store.run import RunDirectory
+from lowregret.training.adapters_out import write_adapters
 from lowregret.training.checkpoint import load_checkpoint, save_checkpoint
 from lowregret.training.dominated import dominated_slots
 from lowregret.training.dynamics import dynamics_rows
@@ -116,7 +115,7 @@ def train(
             if stop.requested and not last:
                 raise Interrupted(f"stopped after step {state.step} of {plan.steps}")
     job.sample(state, "after")
-    job.write_adapters(state)
+    write_adapters(run, state, model)
     return job.finish(state)
 
 
@@ -255,14 +254,6 @@ class _Job:
     def sample(self, state: RunState, when: When) -> None:
         """Answers to a few test prompts, for the reader."""
         write_samples(self.run, state, self.held_out["test"], folder=self.model.path, when=when)
-
-    def write_adapters(self, state: RunState) -> None:
-        """Every LoRA slot that lived in PEFT layout under `adapters/`; diverged ones are left out."""
-        for lane in state.lanes:
-            if isinstance(lane.trainable, AdapterBank):
-                for slot in lane.live:
-                    folder: Path = self.run.adapter_folder(slot)
-                    write_adapter(lane.trainable, slot, folder, base_model=self.model.name)
 
     def finish(self, state: RunState) -> RunResult:
         """Sum up from the run's own logs and mark the run as finished."""

@@ -6,7 +6,7 @@ The flat version of this file and of `sft.py` is `recipes/sft_loop.py`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -68,15 +68,7 @@ def train_step(
         release_freed_memory(model.device)
     report: dict[str, SlotStep] = {}
     for slot, loss in losses.items():
-        norm = float("nan")
-        if math.isfinite(loss):
-            norm = optimizers[slot].step(model.trainable.blocks(slot), factor)
-        # An infinity in the working copy would reach other slots' rows as 0 * inf: it is never published.
-        healthy = math.isfinite(norm) and all(_bounded(block.value) for block in model.trainable.blocks(slot))
-        if healthy:
-            model.trainable.publish(slot, step)
-        else:
-            model.trainable.retire(slot)
+        norm, healthy = update_slot(model, slot, optimizers[slot], math.isfinite(loss), factor=factor, step=step)
         tokens = sum(batch.num_real_tokens.get(slot, 0) for batch in batches)
         report[slot] = SlotStep(
             loss=loss,
@@ -88,27 +80,57 @@ def train_step(
     return report
 
 
-def forward_backward(model: CausalLM, batch: PackedBatch, totals: Mapping[str, float]) -> dict[str, float]:
-    """One micro-batch: adds to the slots' gradients, returns each slot's share of its mean loss.
+def update_slot(
+    model: CausalLM, slot: str, optimizer: AdamW, finite: bool, *, factor: float, step: int
+) -> tuple[float, bool]:
+    """Take the optimizer's step and publish it; returns the gradient's norm and whether the slot is healthy.
 
-    Logits exist for one chunk of loss positions at a time; the body's backward runs once, from the hidden states.
+    A slot whose loss is not `finite`, or whose gradient or weights are not, is retired and its working copy left alone.
     """
+    assert model.trainable is not None
+    norm = optimizer.step(model.trainable.blocks(slot), factor) if finite else float("nan")
+    # An infinity in the working copy would reach other slots' rows as 0 * inf: it is never published.
+    healthy = math.isfinite(norm) and all(_bounded(block.value) for block in model.trainable.blocks(slot))
+    if healthy:
+        model.trainable.publish(slot, step)
+    else:
+        model.trainable.retire(slot)
+    return norm, healthy
+
+
+def forward_backward(model: CausalLM, batch: PackedBatch, totals: Mapping[str, float]) -> dict[str, float]:
+    """One micro-batch: adds to the slots' gradients, returns each slot's share of its mean loss."""
     batch = batch.to(model.device)
     normaliser_T = _per_token(batch, {slot: 1.0 / total for slot, total in totals.items()})
-    with model.routed(Routing.from_lengths(batch.slot_lengths)):
-        hidden_TD = model.hidden(batch)
-        positions = torch.nonzero(batch.weights).flatten()
-        leaf_PD = hidden_TD.detach()[positions]
-        weights_P = batch.weights[positions] * normaliser_T[positions]
-        losses_P, grad_PD = _head_backward(model, leaf_PD, batch, positions, weights_P)
-        grad_TD = torch.zeros_like(hidden_TD)
-        grad_TD[positions] = grad_PD
-        hidden_TD.backward(grad_TD)
+    positions = torch.nonzero(batch.weights).flatten()
+    weights_P = batch.weights[positions] * normaliser_T[positions]
+    losses_P = accumulate_gradients(model, batch, positions, lambda rows, losses: weights_P[rows])
     return _sum_by_slot(batch, positions, losses_P * weights_P)
 
 
+Weigh = Callable[[slice, Tensor], Tensor]
+"""From some loss positions and their nll to the derivative of the objective with respect to it."""
+
+
+def accumulate_gradients(
+    model: CausalLM, batch: PackedBatch, positions: Tensor, weigh: Weigh, *, temperature: float = 1.0
+) -> Tensor:
+    """Forward and backward of one micro-batch on the model's device; returns the nll of each loss position.
+
+    Logits exist for one chunk of loss positions at a time; the body's backward runs once, from the hidden states.
+    """
+    with model.routed(Routing.from_lengths(batch.slot_lengths)):
+        hidden_TD = model.hidden(batch)
+        leaf_PD = hidden_TD.detach()[positions]
+        losses_P, grad_PD = _head_backward(model, leaf_PD, batch, positions, weigh, temperature)
+        grad_TD = torch.zeros_like(hidden_TD)
+        grad_TD[positions] = grad_PD
+        hidden_TD.backward(grad_TD)
+    return losses_P
+
+
 def _head_backward(
-    model: CausalLM, leaf_PD: Tensor, batch: PackedBatch, positions: Tensor, weights_P: Tensor
+    model: CausalLM, leaf_PD: Tensor, batch: PackedBatch, positions: Tensor, weigh: Weigh, temperature: float
 ) -> tuple[Tensor, Tensor]:
     """Loss of each position and the gradient of its hidden state, chunk by chunk."""
     routing = Routing.from_lengths(batch.slot_lengths)
@@ -121,22 +143,38 @@ def _head_backward(
         own = positions[rows].tolist()
         with model.routed(routing.selected(own + own[-1:] * filled)):
             logits = model.logits(chunk)
+            scaled = _at(temperature, logits.detach())
             chunk_losses, grad_logits = nll_with_gradient(
-                logits.detach(), pad(targets_P[rows], (0, filled)), pad(weights_P[rows], (0, filled))
+                scaled, pad(targets_P[rows], (0, filled)), _filled(weigh, rows, number, filled)
             )
-            logits.backward(grad_logits)
+            logits.backward(_at(temperature, grad_logits).to(logits.dtype))
         assert chunk.grad is not None
         losses.append(chunk_losses[:number])
         grads.append(chunk.grad[:number])
     return torch.cat(losses), torch.cat(grads)
 
 
+def _at(temperature: float, logits: Tensor) -> Tensor:
+    """Logits, or their gradient, at a temperature; divided in fp32, as the sampler does."""
+    if temperature == 1.0:
+        return logits
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+
+
+def _filled(weigh: Weigh, rows: slice, number: int, filled: int) -> Callable[[Tensor], Tensor]:
+    """`weigh` for a chunk with rows behind its own, which weigh nothing."""
+    return lambda losses: pad(weigh(rows, losses[:number]), (0, filled))
+
+
 @torch.no_grad()
-def batch_nll(model: CausalLM, batch: PackedBatch, routing: Routing | None = None) -> Tensor:
+def batch_nll(
+    model: CausalLM, batch: PackedBatch, routing: Routing | None = None, *, temperature: float = 1.0
+) -> Tensor:
     """NLL of every loss position of a packed batch, nats, in order of the tokens; nothing is trained.
 
     Args:
         routing: rows to slots; None: as the batch says. A routing to None gives the base model.
+        temperature: logits are divided by it.
     """
     batch = batch.to(model.device)
     routing = routing or Routing.from_lengths(batch.slot_lengths)
@@ -146,7 +184,8 @@ def batch_nll(model: CausalLM, batch: PackedBatch, routing: Routing | None = Non
     losses = []
     for rows in _chunks(positions, model.chunk_rows):
         with model.routed(routing.selected(positions[rows].tolist())):
-            losses.append(nll(model.logits(hidden_TD[positions[rows]]), batch.targets[positions[rows]]))
+            logits = _at(temperature, model.logits(hidden_TD[positions[rows]]))
+            losses.append(nll(logits, batch.targets[positions[rows]]))
     return torch.cat(losses)
 
 

@@ -11,11 +11,13 @@
   const line = slot => ({color: color(slot), dash: data.styles[slot].dash, width: 2.2});
   const position = curve => state.log ? curve.x : curve.steps;
 
+  const ends = () => state.log ? [data.ticks.at[0], data.last] : [0, data.last];
+
   const stepAxis = () => state.log
     ? {type: "log", tickvals: data.ticks.at, ticktext: data.ticks.text, title: {text: "optimizer steps (log scale)"}}
     : {type: "linear", title: {text: "optimizer steps"}};
 
-  function draw(id, traces, xaxis, ytitle) {
+  function draw(id, traces, xaxis, ytitle, log = false) {
     const place = document.getElementById(id);
     if (!place) return;
     const axis = {gridcolor: css("--grid"), linecolor: css("--line"), zeroline: false, automargin: true};
@@ -26,7 +28,7 @@
       hovermode: "x unified", modebar: {bgcolor: "rgba(0,0,0,0)", color: css("--soft"), activecolor: css("--accent")},
       // Held by the container and not the plot, so that two rows of names can't run into the axis title.
       legend: {orientation: "h", yref: "container", y: 0, yanchor: "bottom"},
-      xaxis: {...axis, ...xaxis}, yaxis: {...axis, title: {text: ytitle}},
+      xaxis: {...axis, ...xaxis}, yaxis: {...axis, type: log ? "log" : "linear", title: {text: ytitle}},
     };
     Plotly.react(place, traces, layout, {responsive: true, displaylogo: false, modeBarButtons: [TOOLS]});
   }
@@ -39,17 +41,16 @@
       marker: {size: 6}, customdata: curve.steps, hovertemplate: "%{y:.4f}, step %{customdata}",
     }));
     if (part.base !== null) {
-      const ends = state.log ? [data.ticks.at[0], data.last] : [0, data.last];
       traces.push({
-        name: "base model", x: ends, y: [part.base, part.base], mode: "lines", hovertemplate: "%{y:.4f}",
+        name: "base model", x: ends(), y: [part.base, part.base], mode: "lines", hovertemplate: "%{y:.4f}",
         line: {color: css("--soft"), dash: "dash", width: 1.4},
       });
     }
-    draw("held-out", traces, stepAxis(), `${part.split} NLL (nats per token)`);
+    draw("held-out", traces, stepAxis(), `${part.split} ${data.heldOutLabel}`);
   }
 
-  function training() {
-    const traces = data.training.flatMap(curve => [
+  function series(part) {
+    const traces = part.curves.flatMap(curve => [
       {
         x: position(curve), y: curve.raw, mode: "lines", line: {color: color(curve.slot), width: 1}, opacity: 0.22,
         legendgroup: curve.slot, showlegend: false, hoverinfo: "skip",
@@ -59,7 +60,11 @@
         legendgroup: curve.slot, customdata: curve.steps, hovertemplate: "%{y:.4f}, step %{customdata}",
       },
     ]);
-    draw("training", traces, stepAxis(), "training loss (nats per token)");
+    const lines = (part.levels || []).map(level => ({
+      name: level.name, x: ends(), y: [level.value, level.value], mode: "lines", hovertemplate: "%{y:,.0f}",
+      line: {color: color(level.slot), dash: "dot", width: 1.4},
+    }));
+    draw(part.id, [...traces, ...lines], stepAxis(), part.label, part.log);
   }
 
   function rates() {
@@ -90,7 +95,7 @@
     buttons("splits", data.heldOut.map(part => [part.split, part.split]), state.split, value => { state.split = value; });
     buttons("axis", [[true, "log steps"], [false, "linear steps"]], state.log, value => { state.log = value; });
     heldOut();
-    training();
+    data.series.forEach(series);
     rates();
   }
 

@@ -95,6 +95,8 @@ class Chart:
     y_log: bool = False
     ticks: Ticks = ()
     """Of the x axis where the values that occur should stand at it."""
+    heights: Ticks = ()
+    """Of the y axis where part of it means nothing, such as the rows of marks."""
     marks: tuple[Mark, ...] = ()
     levels: tuple[Level, ...] = ()
 
@@ -109,8 +111,8 @@ class Chart:
     @property
     def y_ticks(self) -> Ticks:
         """Places and texts of the y axis; empty: as the drawing library chooses, on a linear axis."""
-        if not self.y_log:
-            return ()
+        if self.heights or not self.y_log:
+            return self.heights
         values = [y for one in self.series for ends in (one.low, one.y, one.high) for y in ends]
         values += [end for one in self.levels if one.axis == "y" for end in (one.low, one.high)]
         return log_ticks(min(values), max(values))

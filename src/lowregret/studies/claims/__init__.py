@@ -13,7 +13,11 @@ from lowregret.studies.claims.c5_run_length import c5
 from lowregret.studies.claims.c6_capacity import c6
 from lowregret.studies.claims.c6b_bits import c6b
 from lowregret.studies.claims.c7_layers import c7
+from lowregret.studies.claims.c7_rl_layers import c7_rl
 from lowregret.studies.claims.c8_batch import c8
+from lowregret.studies.claims.c9_rl_parity import c9
+from lowregret.studies.claims.c9b_steps import c9b
+from lowregret.studies.claims.c10_plateau import c10
 from lowregret.studies.claims.c11_dynamics import c11
 from lowregret.studies.claims.c12_cost import c12
 from lowregret.studies.claims.certify import certify
@@ -23,7 +27,7 @@ from lowregret.studies.outcome import Outcome
 
 __all__ = [
     "CLAIMS", "CLAIMS_OF", "Claim", "Transformed",
-    "c1", "c11", "c12", "c2", "c3", "c4", "c5", "c6", "c6b", "c7", "c8", "certify",
+    "c1", "c10", "c11", "c12", "c2", "c3", "c4", "c5", "c6", "c6b", "c7", "c7_rl", "c8", "c9", "c9b", "certify",
 ]  # fmt: skip
 
 
@@ -34,8 +38,8 @@ class Claim(Protocol):
 
 
 CLAIMS: Mapping[str, Claim] = {
-    "C2": c2, "C3": c3, "C4": c4, "C5": c5, "C6": c6, "C6b": c6b, "C7": c7, "C8": c8, "C11": c11,
-    "certify": certify,
+    "C2": c2, "C3": c3, "C4": c4, "C5": c5, "C6": c6, "C6b": c6b, "C7": c7, "C7rl": c7_rl, "C8": c8,
+    "C9": c9, "C9b": c9b, "C10": c10, "C11": c11, "certify": certify,
 }  # fmt: skip
 """Those that are tested over seeds, by id; C1 and C12 are exact."""
 
@@ -49,5 +53,7 @@ CLAIMS_OF: Mapping[str, tuple[str, ...]] = {
     "certify": ("certify",),
     "ratio": ("C4", "C5"),
     "dynamics": ("C11",),
+    "rl": ("C9", "C9b", "C10"),
+    "rl-layers": ("C7rl",),
 }
 """Which claims a protocol can judge."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from lowregret.studies.claims.arms import ALPHA, Found, chosen
 from lowregret.studies.estimators import grid_sizes, matched, tuned_differences
 from lowregret.studies.finding import Finding
 from lowregret.studies.margins import Margins
 from lowregret.studies.outcome import Arm, Outcome
-from lowregret.studies.surface import Refused, aligned, surfaces
+from lowregret.studies.students_t import Floats
+from lowregret.studies.surface import Refused, Surface, aligned, surfaces
 from lowregret.studies.verdicts import Weighed, judged, weigh
 
 QUESTION = "At equal parameters, is attention-only worse than MLP-only, and MLP-only as good as both?"
@@ -28,29 +29,48 @@ def c7(outcomes: Sequence[Outcome], margins: Margins | None = None, *, model: st
     margins = margins or Margins()
 
     def rule() -> Weighed:
-        found = aligned(_adapters(surfaces(outcomes)), margins.least_seeds)
-        attention, mlp, every = _matched_arms(found)
-        used = {arm: found[arm] for arm in (attention, mlp, every)}
-        parts = (
-            weigh(
-                "loss of attention-only minus MLP-only, nats a token",
-                tuned_differences(found[attention], found[mlp]),
-                0.0,
-                math.inf,
-                margins=margins,
-            ),
-            weigh(
-                "loss of MLP-only minus MLP and attention, nats a token",
-                tuned_differences(found[mlp], found[every]),
-                -margins.parity,
-                margins.parity,
-                margins=margins,
-            ),
-        )
-        counts = [(f"parameters of {arm.label}", float(arm.params)) for arm in used]
-        return Weighed(parts=parts, used=tuple(used.values()), details=(*counts, *grid_sizes(used)))
+        named = "loss of {}, nats a token"
+        return weigh_layers(outcomes, _losses, named=named, parity=margins.parity, margins=margins)
 
     return judged("C7", QUESTION, outcomes, rule, model=model)
+
+
+def _losses(one: Surface, other: Surface) -> tuple[Floats, float]:
+    return tuned_differences(one, other), 0.0
+
+
+def weigh_layers(
+    outcomes: Sequence[Outcome],
+    contrast: Callable[[Surface, Surface], tuple[Floats, float]],
+    *,
+    named: str,
+    parity: float,
+    margins: Margins,
+) -> Weighed:
+    """Both parts of the claim, on any scale whose smaller values are better.
+
+    Args:
+        outcomes: of the layers question.
+        contrast: one arm minus the other, tuned, per seed; and the standard error that all seeds share.
+        named: the quantity, with a place for the two arms.
+        parity: on the scale of the contrast.
+        margins: seeds and level.
+
+    Raises:
+        Refused: no arms of equal parameters, too few seeds, or what the contrast refuses.
+    """
+    found = aligned(_adapters(surfaces(outcomes)), margins.least_seeds)
+    attention, mlp, every = _matched_arms(found)
+    used = {arm: found[arm] for arm in (attention, mlp, every)}
+    worse, worse_error = contrast(found[attention], found[mlp])
+    equal, equal_error = contrast(found[mlp], found[every])
+    first, second = named.format("attention-only minus MLP-only"), named.format("MLP-only minus MLP and attention")
+    parts = (
+        weigh(first, worse, 0.0, math.inf, margins=margins, shared_error=worse_error),
+        weigh(second, equal, -parity, parity, margins=margins, shared_error=equal_error),
+    )
+    counts = [(f"parameters of {arm.label}", float(arm.params)) for arm in used]
+    return Weighed(parts=parts, used=tuple(used.values()), details=(*counts, *grid_sizes(used)))
 
 
 def _adapters(found: Found) -> Found:

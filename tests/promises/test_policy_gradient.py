@@ -1,0 +1,227 @@
+"""At ratio 1 the step is REINFORCE by hand; every option's weights are autograd of its objective; batches add up."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests.tiny import VOCABULARY, bank_on, randomise_b, tiny_llama
+from torch import Tensor
+
+from lowregret.adapters.bank import AdapterBank
+from lowregret.batches import Completion, Rollout, RolloutGroup
+from lowregret.models.causal_lm import CausalLM
+from lowregret.objectives.policy_gradient import Sampled, sequence_ratios, surrogate, token_ratios, weights
+from lowregret.sampling.sampler import Request, Sampler
+from lowregret.specs import AdapterSpec, OptimSpec, PolicyGradientSpec, RewardSpec, RLSpec, SamplingSpec
+from lowregret.training.optimizer import AdamW
+from lowregret.training.policy_step import PolicyStep, policy_step
+
+RL = RLSpec(rewards=(RewardSpec(source="exact"),), group=4, sampling=SamplingSpec(max_new_tokens=5))
+
+
+def bank_model(dtype: torch.dtype = torch.float64) -> tuple[CausalLM, AdapterBank]:
+    lm, bank = bank_on(tiny_llama(), {"a": AdapterSpec(rank=2), "b": AdapterSpec(rank=3, init_seed=1)}, dtype=dtype)
+    for seed, slot in enumerate(("a", "b")):
+        randomise_b(bank, slot, scale=0.2, seed=seed)
+    return lm, bank
+
+
+def groups_of(lm: CausalLM, slot: str, *, number: int = 5, seed: int = 0, rl: RLSpec = RL) -> list[RolloutGroup]:
+    """Real completions with made-up rewards; the last group's are all equal."""
+    rng = np.random.default_rng(seed)
+    prompts = [tuple(int(t) for t in rng.integers(1, VOCABULARY, rng.integers(1, 9))) for _ in range(number)]
+    requests = [
+        Request(slot=slot, prompt=prompt, seeds=tuple(range(i, i + rl.group))) for i, prompt in enumerate(prompts)
+    ]
+    sampled = Sampler(lm, rl.sampling, stop_tokens=frozenset({3, 4, 5, 6})).sample(requests)
+    groups: list[RolloutGroup] = []
+    for index, own in enumerate(sampled):
+        rewards = rng.integers(0, 2, len(own)) if index < number - 1 else np.ones(len(own))
+        rollouts = [
+            Rollout(completion=said, text="", reward=float(reward), failure="")
+            for said, reward in zip(own, rewards, strict=True)
+        ]
+        groups.append(RolloutGroup(problem=index, prompt=prompts[index], rollouts=tuple(rollouts)))
+    return groups
+
+
+def step(
+    lm: CausalLM, bank: AdapterBank, groups: dict[str, list[RolloutGroup]], rl: RLSpec, **settings: Any
+) -> dict[str, PolicyStep]:
+    optimizers = {slot: AdamW(OptimSpec(lr=1e-3), bank.blocks(slot)) for slot in groups}
+    return policy_step(
+        lm, groups, optimizers, rl, tokens_per_microbatch=settings.get("tokens", 10_000), factor=1.0, step=1
+    )
+
+
+def gradients(bank: AdapterBank, slot: str) -> Tensor:
+    return torch.cat([block.grad.clone() for block in bank.blocks(slot)])
+
+
+def relative_difference(found: Tensor, expected: Tensor) -> float:
+    """By norms: the sampler's log-probabilities are fp32, and single entries are small differences of large sums."""
+    return float((found - expected).norm() / expected.norm())
+
+
+def reinforce_by_hand(slot: str, groups: list[RolloutGroup]) -> Tensor:
+    """Gradient of -sum(advantage * log p) / completions: one completion at a time, one softmax after another."""
+    _, bank = bank_model()
+    number = sum(len(group.rollouts) for group in groups)
+    total: Tensor | None = None
+    for group in groups:
+        mean = sum(rollout.reward for rollout in group.rollouts) / len(group.rollouts)
+        for rollout in group.rollouts:
+            said = rollout.completion
+            gradient = loglikelihood_gradient(bank, slot, group.prompt, said)
+            part = -(rollout.reward - mean) / number * gradient
+            total = part if total is None else total + part
+    assert total is not None
+    return total
+
+
+def loglikelihood_gradient(bank: AdapterBank, slot: str, prompt: tuple[int, ...], said: Completion) -> Tensor:
+    """d log p(completion | prompt) / d (A, B), by autograd on the formula of LoRA with plain tensors."""
+    weights_of = bank.weights[slot]
+    a = {site: v.clone().requires_grad_() for site, v in weights_of.a_of.items()}
+    b = {site: v.clone().requires_grad_() for site, v in weights_of.b_of.items()}
+    plain = tiny_llama().double()
+    plain.requires_grad_(False)
+    scaling = weights_of.spec.scaling
+    for site in a:
+        linear = plain.get_submodule(site)
+
+        def adapted(module: Any, inputs: tuple[Tensor], output: Tensor, site: str = site) -> Tensor:
+            return output + scaling * (inputs[0] @ a[site].T) @ b[site].T
+
+        linear.register_forward_hook(adapted)
+    plain.set_attn_implementation("sdpa")  # the eager one takes its softmax in fp32
+    tokens = torch.tensor([[*prompt, *said.tokens.tolist()]])
+    logprobs = torch.log_softmax(plain(input_ids=tokens).logits[0], -1)
+    positions = range(len(prompt) - 1, tokens.shape[1] - 1)
+    total = sum(logprobs[at, tokens[0, at + 1]] for at in positions)
+    grads = torch.autograd.grad(total, [*a.values(), *b.values()])
+    return torch.cat([grad.flatten() for grad in grads])
+
+
+def test_at_ratio_one_it_is_reinforce_by_hand() -> None:
+    lm, bank = bank_model()
+    groups = groups_of(lm, "a")
+    reports = step(lm, bank, {"a": groups}, RL)
+    expected = reinforce_by_hand("a", groups)
+    assert relative_difference(gradients(bank, "a"), expected) < 1e-5
+    assert float(expected.norm()) > 1e-3
+    # fp32 log-probabilities of the sampler against fp64 ones of the learner
+    assert reports["a"].ratio_mean == pytest.approx(1.0, abs=1e-5)
+    assert reports["a"].ratio_max == pytest.approx(1.0, abs=1e-5)
+
+
+def test_slots_side_by_side_are_slots_alone() -> None:
+    lm, bank = bank_model()
+    groups = {slot: groups_of(lm, slot, seed=seed) for seed, slot in enumerate(("a", "b"))}
+    step(lm, bank, groups, RL)
+    together = {slot: gradients(bank, slot) for slot in groups}
+    for slot, own in groups.items():
+        fresh_lm, fresh_bank = bank_model()
+        step(fresh_lm, fresh_bank, {slot: own}, RL)
+        torch.testing.assert_close(gradients(fresh_bank, slot), together[slot], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("spec", [PolicyGradientSpec(), PolicyGradientSpec(ratio="sequence", normaliser="tokens")])
+def test_micro_batches_add_up(spec: PolicyGradientSpec) -> None:
+    rl = replace(RL, objective=spec)
+    lm, bank = bank_model()
+    groups = {slot: groups_of(lm, slot, seed=seed, rl=rl) for seed, slot in enumerate(("a", "b"))}
+    randomise_b(bank, "a", scale=0.1, seed=9)  # the learner has moved since: ratios are no longer 1
+    whole = step(*bank_at(bank), groups, rl)
+    for tokens in (20, 60):
+        lm, moved = bank_at(bank)
+        parts = step(lm, moved, groups, rl, tokens=tokens)
+        assert parts["a"].objective == pytest.approx(whole["a"].objective, abs=1e-9)
+        assert parts["a"].ratio_max == pytest.approx(whole["a"].ratio_max)
+        assert parts["a"].ratio_max > 1.01
+        assert parts["b"].grad_norm == pytest.approx(whole["b"].grad_norm, rel=1e-9)
+
+
+def bank_at(bank: AdapterBank) -> tuple[CausalLM, AdapterBank]:
+    """A new model with the same adapters."""
+    lm, fresh = bank_model()
+    for slot, own in bank.weights.items():
+        fresh.weights[slot].a.copy_(own.a)
+        fresh.weights[slot].b.copy_(own.b)
+        fresh.publish(slot)
+    return lm, fresh
+
+
+SPECS = {
+    "plain": PolicyGradientSpec(),
+    "ppo": PolicyGradientSpec(clip_low=0.2, clip_high=0.3),
+    "one-sided": PolicyGradientSpec(clip_high=0.1),
+    "truncated": PolicyGradientSpec(truncate=1.1),
+    "sequence": PolicyGradientSpec(ratio="sequence"),
+    "sequence, clipped": PolicyGradientSpec(ratio="sequence", clip_low=0.1, clip_high=0.1),
+    "kl": PolicyGradientSpec(kl=0.1),
+}
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_weights_are_the_derivative_of_the_objective(spec: PolicyGradientSpec) -> None:
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.tensor([3, 5, 1, 7, 4])
+    completions = torch.repeat_interleave(torch.arange(5), lengths)
+    old = -torch.rand(20, generator=generator, dtype=torch.float64) * 3
+    gains = torch.tensor([1.0, -0.5, 0.25, -1.0, 0.75], dtype=torch.float64)[completions]
+    base = old + 0.5 * torch.randn(20, generator=generator, dtype=torch.float64) if spec.kl else None
+    sampled = Sampled(logprobs=old, advantages=gains, completions=completions, base_logprobs=base)
+    logprobs = (old + 0.4 * torch.randn(20, generator=generator, dtype=torch.float64)).requires_grad_()
+    ratios = (sequence_ratios if spec.ratio == "sequence" else token_ratios)(logprobs, sampled)
+    (derivative,) = torch.autograd.grad(surrogate(logprobs, ratios, sampled, spec).sum(), logprobs)
+    found = weights(logprobs.detach(), ratios.detach(), sampled, spec)
+    torch.testing.assert_close(found, derivative)
+    if spec.clip_high is not None:
+        assert (found == 0).any()
+
+
+def test_ratios_by_hand() -> None:
+    sampled = Sampled(
+        logprobs=torch.zeros(3), advantages=torch.ones(3), completions=torch.tensor([0, 0, 1]), base_logprobs=None
+    )
+    logprobs = torch.log(torch.tensor([4.0, 1.0, 3.0]))
+    torch.testing.assert_close(token_ratios(logprobs, sampled), torch.tensor([4.0, 1.0, 3.0]))
+    torch.testing.assert_close(sequence_ratios(logprobs, sampled), torch.tensor([2.0, 2.0, 3.0]))
+
+
+def test_without_a_signal_nothing_moves() -> None:
+    lm, bank = bank_model()
+    dull = groups_of(lm, "a")[-1:]
+    before = {slot: (w.a.clone(), w.b.clone()) for slot, w in bank.weights.items()}
+    (report,) = step(lm, bank, {"a": dull}, RL).values()
+    assert not report.updated
+    assert report.grad_norm == 0.0
+    for slot, (a, b) in before.items():
+        assert torch.equal(bank.weights[slot].a, a)
+        assert torch.equal(bank.weights[slot].b, b)
+
+
+def test_divergence_from_the_base_pulls_back_without_any_reward() -> None:
+    rl = replace(RL, objective=PolicyGradientSpec(kl=1.0))
+    lm, bank = bank_model()
+    dull = groups_of(lm, "a", number=8)[-1:]
+    (report,) = step(lm, bank, {"a": dull}, rl).values()
+    assert report.updated
+    assert report.kl is not None
+    assert report.grad_norm > 0
+
+
+def test_a_repeated_completion_weighs_as_often_as_it_was_drawn() -> None:
+    lm, bank = bank_model()
+    (group,) = groups_of(lm, "a", number=2)[:1]
+    first, second = group.rollouts[0], replace(group.rollouts[1], reward=1.0 - group.rollouts[0].reward)
+    repeated = replace(group, rollouts=(first, second, first, first))
+    (report,) = step(lm, bank, {"a": [repeated]}, RL).values()
+    expected = reinforce_by_hand("a", [repeated])
+    assert relative_difference(gradients(bank, "a"), expected) < 1e-5
+    assert report.tokens < sum(len(repeated.prompt) + r.completion.num_tokens for r in repeated.rollouts)
