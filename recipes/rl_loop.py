@@ -170,7 +170,7 @@ def train(
         # Without any signal Adam's momentum would move the weights all the same.
         if any(parameter.grad is not None for parameter in trained):
             optimizer.step()
-        yield float(torch.cat(rewards).mean())
+        yield float(torch.cat(rewards).double().mean())
 
 
 def main() -> None:

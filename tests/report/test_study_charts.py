@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from lowregret.report.accuracy_table import accuracy_table
 from lowregret.report.protocols.asked import Asked, arm_names, arm_styles
 from lowregret.report.protocols.chart import Chart, Series
 from lowregret.report.protocols.information import first_pass_bits
@@ -15,7 +16,7 @@ from lowregret.report.study_charts import FIGURES, charts_of
 from lowregret.specs import QuestionSpec
 from lowregret.store.study import Dynamics
 from lowregret.studies.best_rate import log_best_rates
-from lowregret.studies.claims import c3, c4, certify
+from lowregret.studies.claims import c3, c4, c9, c9b, c10, certify
 from lowregret.studies.questions import PROTOCOLS
 from lowregret.studies.reading import outcomes_of
 from lowregret.studies.simulate import Truth
@@ -28,6 +29,8 @@ from report.simulated import (
     question,
     rank_question,
     ratio_question,
+    rl_layers_question,
+    rl_question,
     write_study,
 )
 from studies.cells import cells, full, lora
@@ -208,6 +211,55 @@ def test_ratios_are_the_finding_s_against_length_and_width() -> None:
     assert [y / e for y, e in zip(measured.y, expected.y, strict=True)] == pytest.approx(found)
     assert len(drawn["ratio-curves"].series) == 6
     assert "Of 36 arms 6 are drawn" in drawn["ratio-rates"].caption
+
+
+def test_rl_shows_accuracies_with_the_plateau_and_the_threshold_of_the_findings() -> None:
+    asked, outcomes = rl_question()
+    drawn = charts((asked, outcomes))
+    rates, curves = drawn["rl-rates"], drawn["rl-curves"]
+    assert [series.name for series in rates.series] == ["r1", "r4", "r32", "full"]
+    details = dict(c9(outcomes).details) | dict(c9b(outcomes).details) | dict(c10(outcomes).details)
+    r1 = line(rates, "r1")
+    best = min(range(len(r1.x)), key=lambda k: abs(r1.x[k] - details["learning rate of r1"]))
+    assert r1.y[best] == pytest.approx(details["accuracy of r1 at the end"])
+    mark = next(mark for mark in rates.marks if mark.name == "r1")
+    assert math.log10(mark.high / mark.low) == pytest.approx(details["plateau of r1, decades"], abs=0.1)
+    assert max(mark.y for mark in rates.marks) < 0
+    assert [text for _, text in rates.y_ticks] == ["0", "0.2", "0.4", "0.6", "0.8", "1"]
+    assert curves.levels[0].low == pytest.approx(details["threshold, accuracy"])
+    r1 = next(series for series in curves.series if series.name.startswith("r1 at "))
+    assert (r1.x[0], r1.x[-1], not curves.x_log) == (0.0, 120.0, True)
+    assert r1.y[-1] == pytest.approx(details["accuracy of r1 at the end"])
+
+
+def test_rl_draws_what_there_is_where_a_grid_is_too_short() -> None:
+    asked, outcomes = rl_question()
+    lowest = min(o.lr for o in outcomes if o.arm.rank == 1)
+    short = [o for o in outcomes if o.arm.rank != 1 or o.lr <= 2.5 * lowest]
+    drawn = charts((asked, short))
+    assert "r1 reaches its highest learning rate" in drawn["rl-rates"].caption
+    assert "Drawn all the same: the minimum of r1 lies on its highest" in drawn["rl-curves"].caption
+    gone = [replace(o, diverged=True) for o in outcomes if o.arm.rank == 1]
+    assert "rl-curves" not in charts((asked, gone))
+
+
+def test_layers_of_rl_stand_side_by_side() -> None:
+    chart = charts(rl_layers_question())["rl-layers-layers"]
+    assert {series.name for series in chart.series} == {"r4", "r4 attention", "r4 mlp"}
+    assert line(chart, "r4 attention").y[0] < line(chart, "r4 mlp").y[0] - 0.1
+    assert [text for _, text in chart.x_ticks] == ["4,096"] * 3
+
+
+def test_the_table_of_rl_holds_the_end_beside_the_best_and_what_collapsed() -> None:
+    _, outcomes = rl_question()
+    details = dict(c9(outcomes).details)
+    row = next(row for row in accuracy_table(outcomes).split("<tr>") if ">r1<" in row)
+    assert f"{details['accuracy of r1 at the end']:.3f} (" in row
+    assert f"{details['accuracy of r1, best over steps']:.3f} (" in row
+    assert "0 of 8" in row
+    assert f"{details['collapsed cells of r1']:.0f} of 56" in row
+    edge = [replace(o, validation=(*o.validation[:-1], 1 / o.lr)) for o in outcomes]
+    assert accuracy_table(edge).count("<td class=number>-</td>") == 16
 
 
 def test_names_and_looks_tell_arms_apart() -> None:

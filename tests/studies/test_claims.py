@@ -11,18 +11,40 @@ import numpy as np
 import pytest
 
 from lowregret.specs import DataSpec, QuestionSpec
-from lowregret.studies.claims import CLAIMS, Transformed, c1, c2, c3, c4, c5, c6, c6b, c7, c8, c12, certify
+from lowregret.studies.claims import (
+    CLAIMS,
+    Transformed,
+    c1,
+    c2,
+    c3,
+    c4,
+    c5,
+    c6,
+    c6b,
+    c7,
+    c7_rl,
+    c8,
+    c9,
+    c9b,
+    c10,
+    c12,
+    certify,
+)
+from lowregret.studies.claims.c9_rl_parity import with_control
 from lowregret.studies.margins import Margins
 from lowregret.studies.outcome import Outcome
-from lowregret.studies.simulate import CLAIMS_OF, Design, RateTruth, Truth, draw, power_table
+from lowregret.studies.simulate import CLAIMS_OF, Design, RateTruth, RLTruth, Truth, draw, power_table
 from studies.cells import GRID, cells, full, lora
 
 CAPACITY = Design(ranks=(1, 4, 16, 64))
 TRUTHS = {"C6": Truth(departure_slope=0.8)}
+SEEDS = {"C9": 8, "C9b": 8}
+"""Of claims that ask for more than 5."""
 
 
-def study(claim: str, seeds: int = 5, truth: Truth | None = None) -> list[Outcome]:
+def study(claim: str, seeds: int | None = None, truth: Truth | None = None) -> list[Outcome]:
     design = CAPACITY if claim == "C6" else Design()
+    seeds = seeds or SEEDS.get(claim, 5)
     return draw(claim, truth or TRUTHS.get(claim, Truth()), design, range(seeds), np.random.default_rng(1))
 
 
@@ -85,7 +107,7 @@ def test_a_finding_is_plain_json_with_all_it_needs(claim: str) -> None:
     outcomes = study(claim)
     finding = CLAIMS[claim](outcomes, model="micro")
     json.dumps(asdict(finding), allow_nan=False)
-    assert (finding.claim, finding.model, finding.seeds) == (claim, "micro", 5)
+    assert (finding.claim, finding.model, finding.seeds) == (claim, "micro", SEEDS.get(claim, 5))
     assert finding.interval is not None and finding.interval[0] <= finding.interval[1]
     assert finding.margin is not None
     assert finding.p_value is not None and 0 <= finding.p_value <= 1
@@ -210,6 +232,105 @@ def test_c8_without_its_control_is_inconclusive_and_other_variants_are_details()
         if o.arm.method == "lora" and not o.arm.variant
     ]
     assert dict(c8([*outcomes, *steeper]).details)["growth of the gap, init x4"] == pytest.approx(0.04, abs=0.01)
+
+
+def test_c9_holds_the_end_beside_the_best_and_counts_what_collapsed() -> None:
+    outcomes = study("C9")
+    finding = c9(outcomes)
+    assert finding.verdict == "supported"
+    assert "rank 4" in finding.question
+    details = dict(finding.details)
+    assert details["accuracy before training"] == pytest.approx(0.4, abs=0.02)
+    assert details["accuracy of r4 at the end"] == pytest.approx(0.93, abs=0.03)
+    assert details["collapsed cells of r4"] == sum(o.test[-1] > 0.9 for o in outcomes if o.arm.rank == 4)
+    assert details["collapsed cells of r4 at that rate"] == 0
+    best = details["learning rate of r4"]
+    spoilt = [
+        replace(o, test=(*o.test[:-1], 0.99), validation=(*o.validation[:-1], 0.99))
+        if (o.arm.rank, o.lr, o.seed) == (4, best, 0)
+        else o
+        for o in outcomes
+    ]
+    broken_up = dict(c9(spoilt).details)
+    if broken_up["learning rate of r4"] == best:
+        assert broken_up["collapsed cells of r4 at that rate"] == 1
+        assert broken_up["accuracy of r4, best over steps"] > broken_up["accuracy of r4 at the end"] + 0.05
+    assert broken_up["collapsed cells of r4"] == details["collapsed cells of r4"] + 1
+
+
+def test_c9_decides_by_the_smallest_rank_and_shows_the_others() -> None:
+    outcomes = study("C9")
+    larger = [
+        replace(o, arm=replace(o.arm, rank=16), cell=f"{o.cell} r16", test=tuple(e + 0.05 for e in o.test))
+        for o in outcomes
+        if o.arm.rank == 4
+    ]
+    finding = c9([*outcomes, *larger])
+    assert (finding.verdict, finding.estimate) == (c9(outcomes).verdict, c9(outcomes).estimate)
+    shown = dict(finding.details)["final accuracy of rank 16 minus FullFT's: estimate"]
+    assert shown == pytest.approx((finding.estimate or 0.0) - 0.05)
+    edge = [replace(o, validation=(*o.validation[:-1], 1 / o.lr)) for o in larger]
+    assert c9([*outcomes, *edge]).estimate == finding.estimate
+    assert not any("rank 16" in name for name, _ in c9([*outcomes, *edge]).details)
+
+
+def test_c9_wants_eight_seeds_something_learned_and_its_negative_control() -> None:
+    assert c9(study("C9", 7)).settles == "1 more"
+    nothing = c9(study("C9", truth=Truth(rl=RLTruth(peak=0.44, fall=0.0, run=0.002, shared=0.002))))
+    assert nothing.verdict == "inconclusive"
+    assert "where nobody learns all are equal" in nothing.reason
+    finding = c9(study("C9"))
+    lost, kept = certify(study("certify", truth=Truth(regret=0.05))), certify(study("certify"))
+    assert (lost.verdict, kept.verdict) == ("contradicted", "supported")
+    assert with_control(finding, [lost]).verdict == "supported"
+    assert with_control(finding, [kept, lost]).verdict == "supported"
+    assert with_control(finding, [lost]).details[-1][0].startswith("negative control 1: regret of rank 4")
+    blind, alone = with_control(finding, [kept]), with_control(finding, [])
+    assert blind.verdict == alone.verdict == "inconclusive"
+    assert "the negative control did not show the rank lose" in blind.reason
+    assert "the negative control is missing" in alone.reason
+    worse = c9(study("C9", truth=Truth(regret=0.08)))
+    assert with_control(worse, []).verdict == worse.verdict == "contradicted"
+
+
+def test_c9b_counts_seeds_that_never_get_there_against_what_it_would_say() -> None:
+    outcomes = study("C9b")
+    assert c9b(outcomes).verdict == "supported"
+
+    def stuck(seeds: int, method: str) -> list[Outcome]:
+        return [
+            replace(o, test=(*o.test[:1], *(0.3,) * (len(o.test) - 1)))
+            if o.seed < seeds and o.arm.method == method and o.test[-1] < 0.5
+            else o
+            for o in outcomes
+        ]
+
+    one, many = c9b(stuck(1, "lora")), c9b(stuck(8, "lora"))
+    assert one.verdict == "inconclusive"
+    assert dict(one.details)["seeds of r4 that never reach it"] == 1
+    assert many.verdict == "contradicted"
+    assert "3 of 8 seeds of full never reach the threshold" in c9b(stuck(3, "full")).reason
+    flat = c9b(study("C9b", truth=Truth(rl=RLTruth(peak=0.44))))
+    assert "leaves no threshold" in flat.reason
+
+
+def test_c10_wants_both_ends_of_every_plateau_and_even_grids() -> None:
+    outcomes = study("C10", truth=Truth(rl=RLTruth(plateau_gain=0.6)))
+    assert c10(outcomes).verdict == "supported"
+    rates = sorted({o.lr for o in outcomes if o.arm.method == "lora"})
+    cut = c10([o for o in outcomes if o.arm.method == "full" or o.lr >= rates[2]])
+    assert cut.reason == "the plateau of r4 reaches its lowest learning rate"
+    assert cut.settles == f"train it at rates below {rates[2]:.3g}"
+    assert "not evenly spaced" in c10([o for o in outcomes if o.lr != rates[1]]).reason
+    coarse = [o for o in outcomes if o.arm.method == "full" or o.lr in rates[::2]]
+    assert "not spaced alike" in c10(coarse).reason
+
+
+def test_c7_of_rl_judges_error_rates_with_its_own_margin() -> None:
+    outcomes = study("C7rl", 8, Truth(attention_gap=0.1))
+    finding = c7_rl(outcomes)
+    assert (finding.claim, finding.verdict, finding.margin) == ("C7rl", "supported", (-0.03, 0.03))
+    assert c7_rl(outcomes, Margins(rl_parity=0.001)).verdict == "inconclusive"
 
 
 def test_certify_names_its_rank_and_praises_no_regret() -> None:

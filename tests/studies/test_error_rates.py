@@ -7,13 +7,15 @@ Observed rates have binomial error: 1,000 studies at exactly 5 % show up to 72 i
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.stats import binom
 
 from lowregret.studies.claims import CLAIMS
 from lowregret.studies.estimators import tuned_differences
-from lowregret.studies.simulate import SCENARIOS, Design, Noise, RateTruth, Truth, draw, power
+from lowregret.studies.simulate import SCENARIOS, Design, Noise, RateTruth, RLTruth, Truth, draw, power
 from lowregret.studies.students_t import seeds_needed, spread
 from lowregret.studies.surface import surfaces
 from lowregret.studies.verdicts import holm
@@ -23,6 +25,9 @@ LIMIT = float(binom.ppf(0.999, STUDIES, 0.05)) / STUDIES
 
 CAPACITY = Design(ranks=(1, 4, 16, 64))
 TWO_RANKS = Design(ranks=(4, 64))
+
+QUIET = RLTruth(run=0.001, shared=0.001, prompts=100_000)
+"""Where seeds tell little of what the grid can't see."""
 
 BOUNDARIES: dict[str, tuple[str, int, Truth, Design]] = {
     "C2 above": ("C2", 5, Truth(early_difference=0.05, noise=Noise(run=0.01)), Design()),
@@ -42,9 +47,24 @@ BOUNDARIES: dict[str, tuple[str, int, Truth, Design]] = {
     "C7 MLP worse": ("C7", 5, Truth(attention_gap=0.03, mlp_gap=0.005), Design()),
     "C7 MLP better": ("C7", 3, Truth(attention_gap=0.03, mlp_gap=-0.005), Design()),
     "C7 both": ("C7", 3, Truth(attention_gap=0.005, mlp_gap=0.005), Design()),
+    "C7rl attention": ("C7rl", 3, Truth(), Design()),
+    "C7rl MLP worse": ("C7rl", 5, Truth(attention_gap=0.1, mlp_gap=0.03), Design()),
+    "C7rl MLP better": ("C7rl", 8, Truth(attention_gap=0.1, mlp_gap=-0.03), Design()),
     "C8 all parts": ("C8", 3, Truth(interaction=0.005 / 16), TWO_RANKS),
     "C8 equal steps": ("C8", 5, Truth(batch_growth=0.01), TWO_RANKS),
     "C8 interaction": ("C8", 3, Truth(batch_growth=0.01, equal_growth=0.01, interaction=0.005 / 16), TWO_RANKS),
+    "C9 lower": ("C9", 8, Truth(regret=0.03), Design()),
+    "C9 higher, much noise": ("C9", 12, Truth(regret=-0.03, rl=RLTruth(run=0.03)), Design()),
+    "C9 little noise": ("C9", 8, Truth(regret=0.03, rl=QUIET), Design()),
+    "C9 a peak that the grid may miss": ("C9", 8, Truth(regret=0.03, rl=replace(QUIET, plateau=0.1)), Design()),
+    "C9b": ("C9b", 8, Truth(rl=RLTruth(steps_ratio=1.5)), Design()),
+    "C9b much noise": ("C9b", 12, Truth(rl=RLTruth(steps_ratio=1.5, speed=0.4)), Design()),
+    "C9b little noise": ("C9b", 8, Truth(rl=replace(QUIET, steps_ratio=1.5, speed=0.03)), Design()),
+    "C9b censored": ("C9b", 8, Truth(rl=RLTruth(steps_ratio=1.5, scale=0.28)), Design()),
+    "C10": ("C10", 8, Truth(), Design()),
+    "C10 few seeds, much noise": ("C10", 3, Truth(rl=RLTruth(jitter=0.15)), Design()),
+    "C10 seeds that agree": ("C10", 8, Truth(rl=replace(QUIET, jitter=0.002)), Design()),
+    "C10 two cliffs": ("C10", 16, Truth(rl=replace(QUIET, jitter=0.002, fall=50.0)), Design()),
     "C11 norms": ("C11", 3, Truth(norm_ratio=0.0), Design()),
     "C11 alignment": ("C11", 5, Truth(alignment=0.9), Design()),
     "C11 slope": ("C11", 3, Truth(kernel_slope=-0.4, noise=Noise(jitter=0.05)), Design()),
@@ -82,8 +102,16 @@ CLEAR = (
     ("C6b", "3 bits", 3, "contradicted", 0.9),
     ("C7", "attention 0.01 worse, MLP equal", 5, "supported", 0.9),
     ("C7", "MLP 0.01 worse than all", 5, "contradicted", 0.9),
+    ("C7rl", "attention 0.08 worse, MLP equal", 8, "supported", 0.65),
+    ("C7rl", "MLP 0.06 worse than all", 8, "contradicted", 0.8),
     ("C8", "gap grows by 0.005 a doubling", 8, "supported", 0.8),
     ("C8", "gap shrinks by 0.005 a doubling", 5, "contradicted", 0.9),
+    ("C9", "equal", 8, "supported", 0.7),
+    ("C9", "0.06 lower", 8, "contradicted", 0.7),
+    ("C9b", "equally fast", 8, "supported", 0.9),
+    ("C9b", "2.5 times the steps", 8, "contradicted", 0.9),
+    ("C10", "0.6 decades wider", 8, "supported", 0.5),
+    ("C10", "0.6 decades narrower", 8, "contradicted", 0.5),
     ("C11", "B passes A, kernels align", 5, "supported", 0.9),
     ("C11", "B stays below A", 5, "contradicted", 0.9),
     ("certify", "regret 0", 5, "supported", 0.9),

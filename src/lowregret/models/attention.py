@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol, cast, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -62,14 +64,6 @@ class Packing:
 
     lengths: tuple[int, ...]
 
-    def attend(self, q_HTC: Tensor, k_KTC: Tensor, v_KTC: Tensor, head: Head) -> Tensor:
-        """Each document attends to itself."""
-        if head.softcap is not None:
-            return packed_attention_reference(
-                q_HTC, k_KTC, v_KTC, self.lengths, head.scaling, head.window, head.softcap
-            )
-        return packed_attention(q_HTC, k_KTC, v_KTC, self.lengths, head.scaling, head.window)
-
     @property
     def offsets(self) -> tuple[int, ...]:
         """Where each document starts."""
@@ -78,6 +72,57 @@ class Packing:
             starts.append(at)
             at += length
         return tuple(starts)
+
+    def attend(self, q_HTC: Tensor, k_KTC: Tensor, v_KTC: Tensor, head: Head) -> Tensor:
+        """Each document attends to itself."""
+        if head.softcap is not None:
+            return packed_attention_reference(
+                q_HTC, k_KTC, v_KTC, self.lengths, head.scaling, head.window, head.softcap
+            )
+        return packed_attention(q_HTC, k_KTC, v_KTC, self, head.scaling, head.window)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """How the fused kernel takes the documents; the same for every layer, so made once a forward."""
+        return Layout.of(self.lengths)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Documents of about one length together, as indices: two gathers a tensor, however many documents there are.
+
+    >>> layout = Layout.of((3, 8, 2))
+    >>> layout.sizes, layout.back.tolist()[:4]
+    (((3, 8),), [0, 1, 2, 8])
+    """
+
+    sizes: tuple[tuple[int, int], ...]
+    """Of each group: documents N, and the rounded length L that they are filled up to."""
+    tokens: tuple[Tensor, ...]
+    """Of each group: the packed token at each place, int64 [N L]; behind a document's end its last token again."""
+    back: Tensor
+    """Where each packed token stands in the groups one after another, int64 [T]."""
+
+    @classmethod
+    def of(cls, lengths: Sequence[int]) -> Layout:
+        """The layout of documents of these lengths."""
+        of_document = np.asarray(lengths)
+        starts = np.cumsum(of_document) - of_document
+        rounded = np.array([_rounded(length) for length in lengths])
+        back = np.empty(int(of_document.sum()), dtype=np.int64)
+        sizes: list[tuple[int, int]] = []
+        tokens: list[Tensor] = []
+        before = 0
+        for length in dict.fromkeys(rounded.tolist()):
+            chosen = np.flatnonzero(rounded == length)
+            places = np.minimum(np.arange(length)[None], of_document[chosen, None] - 1)
+            own = starts[chosen, None] + places
+            real = np.arange(length)[None] < of_document[chosen, None]
+            back[own[real]] = before + np.flatnonzero(real.ravel())
+            sizes.append((len(chosen), length))
+            tokens.append(torch.from_numpy(own.ravel()))
+            before += own.size
+        return cls(sizes=tuple(sizes), tokens=tuple(tokens), back=torch.from_numpy(back))
 
 
 def packed_attention_reference(
@@ -118,27 +163,28 @@ def packed_attention(
     q_HTC: Float[Tensor, "H T C"],
     k_KTC: Float[Tensor, "K T C"],
     v_KTC: Float[Tensor, "K T C"],
-    lengths: Sequence[int],
+    packing: Packing,
     scaling: float,
     window: int | None = None,
 ) -> Float[Tensor, "H T C"]:
     """The reference by torch's fused kernel, documents of about one length together: no score matrix is kept.
 
-    Documents are filled up with zeros to a rounded length (`_rounded`): behind a document's end nothing is attended to.
+    Documents are filled up to a rounded length (`_rounded`) with their last token: what stands behind a document's end
+    is seen by none of its tokens.
     """
+    lengths = packing.lengths
     if len(set(lengths)) == 1 and lengths[0] == _rounded(lengths[0]):
         q, k, v = (t.unflatten(1, (len(lengths), -1)).transpose(0, 1) for t in (q_HTC, k_KTC, v_KTC))
         return _fused(q, k, v, scaling, window).transpose(0, 1).flatten(1, 2)
-    documents = [t.split(list(lengths), 1) for t in (q_HTC, k_KTC, v_KTC)]
-    by_length: dict[int, list[int]] = {}
-    for index, length in enumerate(lengths):
-        by_length.setdefault(_rounded(length), []).append(index)
-    outputs: dict[int, Tensor] = {}
-    for length, indices in by_length.items():
-        q, k, v = (torch.stack([_filled(document[i], length) for i in indices]) for document in documents)
-        for index, output in zip(indices, _fused(q, k, v, scaling, window), strict=True):
-            outputs[index] = output[:, : lengths[index]]
-    return torch.cat([outputs[index] for index in range(len(lengths))], dim=1)
+    layout, device = packing.layout, q_HTC.device
+    outputs: list[Tensor] = []
+    for (number, length), tokens in zip(layout.sizes, layout.tokens, strict=True):
+        chosen = tokens.to(device)
+        q, k, v = (
+            t.index_select(1, chosen).unflatten(1, (number, length)).transpose(0, 1) for t in (q_HTC, k_KTC, v_KTC)
+        )
+        outputs.append(_fused(q, k, v, scaling, window).transpose(0, 1).flatten(1, 2))
+    return torch.cat(outputs, dim=1).index_select(1, layout.back.to(device))
 
 
 def _rounded(length: int) -> int:
@@ -151,11 +197,6 @@ def _rounded(length: int) -> int:
     """
     multiple = 8 if length <= 64 else 32
     return -(-length // multiple) * multiple
-
-
-def _filled(document_HLC: Tensor, length: int) -> Tensor:
-    missing = length - document_HLC.shape[1]
-    return torch.nn.functional.pad(document_HLC, (0, 0, 0, missing)) if missing else document_HLC
 
 
 def _fused(q_NHLC: Tensor, k_NKLC: Tensor, v_NKLC: Tensor, scaling: float, window: int | None) -> Tensor:

@@ -113,6 +113,11 @@ def _sampling(spec: SamplingSpec) -> None:
         at_least(spec.top_k, 1, f"{field}.top_k", "leave it out to draw from all tokens")
     at_least(spec.max_new_tokens, 1, f"{field}.max_new_tokens", "256 is the default")
     at_least(spec.rows, 1, f"{field}.rows", "64 is the default")
+    if spec.engine == "vllm" and (spec.top_p < 1.0 or spec.top_k is not None):
+        raise SpecError(
+            f"{field}.engine: vLLM's log-probabilities would be of the filtered distribution, the learner's are not; "
+            "leave --top-p and --top-k out, or take --sampler own"
+        )
     if not all(spec.stop):
         raise SpecError(f"{field}.stop: an empty string would end every completion at once; leave it out")
 

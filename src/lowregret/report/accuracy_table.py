@@ -31,10 +31,10 @@ def accuracy_table(outcomes: Sequence[Outcome]) -> str:
     rows = [_row(names[arm], arm, own) for arm, own in by_arm(outcomes).items()]
     return (
         f"{html_table(HEAD, ''.join(rows), numbers_from=1)}"
-        "<p class=note>Test accuracy at the rate with the best mean validation accuracy at the end: mean over seeds, the "
-        "smallest and the largest seed. Best over steps: at the step that validation would have stopped at. A cell "
-        f"collapsed that ends below {COLLAPSED:.0%} of its best accuracy, or diverged. A dash: the best rate lies on the "
-        "edge of the grid.</p>"
+        "<p class=note>Test accuracy at the rate with the best mean validation accuracy at the end: mean over seeds, "
+        "the smallest and the largest seed. Best over steps: at the step that validation would have stopped at. A cell "
+        f"collapsed that ends below {COLLAPSED:.0%} of its best accuracy, or diverged. A dash: the best rate lies on "
+        "the edge of the grid.</p>"
     )
 
 

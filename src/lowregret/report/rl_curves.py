@@ -89,7 +89,7 @@ def base_accuracy(rows: Sequence[AccuracyRow], plan: ResolvedPlan, split: str) -
 
 
 def step_series(policy: Sequence[PolicyRow], accuracy: Sequence[AccuracyRow], plan: ResolvedPlan) -> tuple[Series, ...]:
-    """What the steps logged, a measure each; the divergence from the evaluations' drawn answers where no step has it."""
+    """What the steps logged, a measure each; the divergence is the evaluations' where no step has it."""
     same = all(math.isclose(row.reward, row.pass_rate) for row in policy)
     series: list[Series] = []
     for measure in MEASURES:

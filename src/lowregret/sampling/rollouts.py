@@ -13,7 +13,8 @@ from typing import Protocol, runtime_checkable
 from lowregret.batches import Completion, Rollout, RolloutGroup
 from lowregret.data.problems import PromptProblem
 from lowregret.data.tokenizer import TextTokenizer
-from lowregret.sampling.sampler import Request, Sampler
+from lowregret.sampling.engine import Draws
+from lowregret.sampling.sampler import Request
 from lowregret.specs import Problem, Score
 
 
@@ -31,7 +32,7 @@ def rollout_seed(*numbers: int) -> int:
 
 
 def rollout_groups(
-    sampler: Sampler,
+    sampler: Draws,
     scorer: Scores,
     tokenizer: TextTokenizer,
     wanted: Mapping[str | None, Sequence[tuple[int, PromptProblem, tuple[int, ...]]]],

@@ -180,7 +180,7 @@ class Plateau:
 
 
 def plateau(surface: Surface, *, drop: float) -> Plateau:
-    """Decades of rates whose final accuracy is at most `drop` below the peak, per seed; linear in log rate between them.
+    """Decades of rates whose final accuracy is at most `drop` below the peak, per seed; linear in log rate.
 
     The peak of a seed is its test accuracy at the rate that its own validation prefers, so that the largest of several
     noisy numbers does not raise the bar. A diverged cell has accuracy 0.
@@ -196,11 +196,11 @@ def plateau(surface: Surface, *, drop: float) -> Plateau:
     accuracy, preferred = _final(surface.test), np.argmax(_final(surface.validation), axis=1)
     bars = accuracy[np.arange(len(accuracy)), preferred] - drop
     above = accuracy >= bars[:, None]
-    for column, side in ((0, "below"), (-1, "above")):
+    for column, side, which in ((0, "below", "lowest"), (-1, "above", "highest")):
         if above[:, column].any():
             raise Refused(
-                f"the plateau of {surface.arm.label} reaches the {'lowest' if column == 0 else 'highest'} of its rates",
-                f"rates {side} {surface.rates[column]:.3g}",
+                f"the plateau of {surface.arm.label} reaches its {which} learning rate",
+                f"train it at rates {side} {surface.rates[column]:.3g}",
             )
     rows = list(zip(accuracy, bars, strict=True))
     decades = np.array([spacing * _measure(row, bar) for row, bar in rows])

@@ -239,7 +239,10 @@ def _settles(parts: Sequence[Evidence]) -> str:
     needed = [part.needed for part in (outside or parts)]
     known = [count for count in needed if count is not None]
     if not known or (not outside and len(known) < len(needed)):
-        return f"the estimate lies on the margin: even {MOST_SEEDS} seeds would not tell; a wider margin, less noise or a finer grid"
+        return (
+            f"the estimate lies on the margin: even {MOST_SEEDS} seeds would not tell; "
+            "a wider margin, less noise or a finer grid"
+        )
     count = min(known) if outside else max(known)
     return f"{max(count, parts[0].seeds + 1)} seeds, if estimate and spread stay as they are"
 

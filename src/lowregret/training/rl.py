@@ -21,8 +21,8 @@ from lowregret.data.order import ExampleOrder
 from lowregret.data.problems import ProblemData, PromptProblem
 from lowregret.data.tokenizer import TextTokenizer
 from lowregret.models.locate import ModelFolder
+from lowregret.sampling.engine import Engine
 from lowregret.sampling.rollouts import Scores, rollout_groups, rollout_seed
-from lowregret.sampling.sampler import Sampler
 from lowregret.specs import ResolvedPlan, SamplingSpec
 from lowregret.store.rows import AccuracyRow, PolicyRow, RolloutRow
 from lowregret.store.run import RunDirectory
@@ -118,6 +118,7 @@ class _Job:
         self.scorer, self.listener = scorer, listener
         self.meter = Meter(plan.steps, due)
         self.tokenizer = TextTokenizer.from_folder(model.path)
+        self.engine = Engine(model, self.tokenizer)
         self.data_seed = {slot.name: slot.data_seed for slot in plan.spec.slots}
         self.full_reward = sum(max(0.0, reward.weight) for reward in self.rl.rewards)
 
@@ -201,9 +202,7 @@ class _Job:
             ]
             for slot, own in indices.items()
         }
-        sampler = Sampler(
-            lane.model, spec, stop_tokens=frozenset(self.tokenizer.stop_token_ids), decode=self.tokenizer.decode
-        )
+        sampler = self.engine.sampler(lane.model, spec)
         groups = rollout_groups(sampler, self.scorer, self.tokenizer, wanted)
         return {slot or BASE: own for slot, own in groups.items()}
 

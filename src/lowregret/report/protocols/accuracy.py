@@ -43,8 +43,8 @@ def accuracy_against_rate(asked: Asked) -> tuple[Chart, ...]:
         x_log=True,
         series=tuple(series.values()),
         caption=f"Test prompts; {SEEDS}. A cell that diverged has accuracy 0. Bars below the curves: the "
-        f"plateau, rates within {asked.margins.plateau_drop:g} of a seed's peak, ends averaged over seeds; their heights "
-        f"mean nothing.{left_out}",
+        f"plateau, rates within {asked.margins.plateau_drop:g} of a seed's peak, ends averaged over seeds; their "
+        f"heights mean nothing.{left_out}",
         marks=marks,
         heights=tuple((k / 5, f"{k / 5:g}") for k in range(6)),
     )
@@ -58,7 +58,7 @@ def _finals(surface: Surface) -> dict[float, list[float]]:
 
 
 def _plateaus(asked: Asked, arms: tuple[Arm, ...]) -> tuple[tuple[Mark, ...], tuple[str, ...]]:
-    """A bar for every arm whose plateau lies inside its grid, in rows below an accuracy of 0; and why not the others."""
+    """A bar for every arm whose plateau lies inside its grid, in rows below accuracy 0; and why not the others."""
     marks: list[Mark] = []
     refused: list[str] = []
     for arm in arms:
@@ -157,8 +157,8 @@ def accuracy_of_layers(asked: Asked) -> tuple[Chart, ...]:
         y_title="held-out accuracy at the end",
         x_log=False,
         series=tuple(series),
-        caption="Test prompts; each arm at the rate with the best mean validation accuracy at the end; mean over seeds, "
-        f"bars from the smallest to the largest seed.{left_out}",
+        caption="Test prompts; each arm at the rate with the best mean validation accuracy at the end; mean over "
+        f"seeds, bars from the smallest to the largest seed.{left_out}",
         ticks=tuple(places),
     )
     return (chart,)

@@ -1,7 +1,7 @@
 """C9: in reinforcement learning the smallest rank ends as high as full fine-tuning (paper, figures 6 to 8).
 
 Its negative control is supervised training: a study that can't see rank 1 lose where it must can't call it equal here.
-The control is a `certify` question of the same study at the same rank; `with_control` takes `supported` back without it.
+It is a `certify` question of the same study at the same rank; without it `with_control` takes `supported` back.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ QUESTION = "In RL, does rank {rank} end within {margin:g} of full fine-tuning's 
 LEAST_SEEDS = 8
 """Of the protocol (science.md, C9)."""
 LEAST_GAIN = 0.1
-"""Accuracy that full fine-tuning must gain over the base. Ours, about three margins: where nobody learns all are equal."""
+"""Accuracy that full fine-tuning must gain over the base. Ours, three margins: where nobody learns all are equal."""
 
 
 def c9(outcomes: Sequence[Outcome], margins: Margins | None = None, *, model: str = "") -> Finding:
