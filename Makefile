@@ -10,13 +10,16 @@ INPUTS := pyproject.toml constraints.txt Makefile
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
 
 .DEFAULT_GOAL := help
-.PHONY: help run study study-ratio test test-long lint format types contract bench clean
+.PHONY: help run rl study study-ratio test test-long lint format types contract bench clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
 run: .venv/.run ## Train three adapters on the packaged model in one pass, and write the report
 	$(BIN)/lowregret sft recipes/demo.toml --must-improve
+
+rl: .venv/.run ## Train rank 1 and rank 8 by policy gradient on a micro base (made first, once), and write the report
+	$(BIN)/lowregret rl recipes/rl_demo.toml --must-improve
 
 study: .venv/.run ## The paper on a laptop: every experiment on micro bases, in one report
 	if [ -f studies/laptop/study.toml ]; then $(BIN)/lowregret study --resume studies/laptop; \

@@ -248,7 +248,8 @@ def train_trl(
     import peft
     import torch
     import transformers
-    import trl
+    from trl.trainer.grpo_config import GRPOConfig
+    from trl.trainer.grpo_trainer import GRPOTrainer
 
     model = transformers.AutoModelForCausalLM.from_pretrained(
         job["model"], dtype=torch.bfloat16 if dtype == "bf16" else torch.float32, attn_implementation="sdpa"
@@ -258,6 +259,7 @@ def train_trl(
     for row, given in zip(rows, job["rows"], strict=True):
         assert tokenizer(row["prompt"])["input_ids"] == given["tokens"], "both sides must read the same tokens"
     size = settings.prompts * settings.group
+    assert size % micro_batch == 0, "the micro-batch must divide prompts x group"
 
     class Clock(transformers.TrainerCallback):
         """Tells the log when a step begins and ends."""
@@ -268,13 +270,15 @@ def train_trl(
         def on_step_end(self, *_: Any, **__: Any) -> None:
             log.end()
 
-    def reward(completions: list[str], completion_ids: list[list[int]], answer: list[str], **_: Any) -> list[float]:
+    def reward(
+        completions: list[str], completion_ids: list[list[int]], answer: list[str], **_: Any
+    ) -> list[float | None]:
         found = log.rewards(answer, completions)
         log.sampled([len(tokens) for tokens in completion_ids], found)
-        return found
+        return [*found]
 
     with tempfile.TemporaryDirectory() as folder:
-        config = trl.GRPOConfig(
+        config = GRPOConfig(
             output_dir=folder,
             per_device_train_batch_size=micro_batch,
             gradient_accumulation_steps=size // micro_batch,
@@ -303,9 +307,9 @@ def train_trl(
             disable_tqdm=True,
         )
         lora = peft.LoraConfig(
-            r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
+            r=RANK, lora_alpha=int(ALPHA), lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
         )
-        trainer = trl.GRPOTrainer(
+        trainer = GRPOTrainer(
             model=model,
             reward_funcs=reward,
             args=config,

@@ -49,6 +49,20 @@ def test_rewards_bring_fewer_bits_than_completions(settings: tuple[str, ...], ca
     assert json.loads(capsys.readouterr().out)["data_bits"] == 0
 
 
+def test_a_plan_of_rl_is_a_spec_that_rl_runs_and_counts_what_is_drawn(
+    settings: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    file = tmp_path / "plan.toml"
+    flags = ["--task", "rl", "--reward", "exact", "--group", "4", "--max-new-tokens", "2", "--rank", "1"]
+    assert run(["plan", *settings, *flags, "--json", "--out", str(file)]) == 0
+    printed = capsys.readouterr()
+    assert f"run it with: lowregret rl {file}" in printed.err
+    plan = json.loads(printed.out)
+    assert plan["completion_tokens_per_slot"] == 3 * 4 * 4 * 2
+    assert run(["rl", str(file), "--out", str(tmp_path / "run")]) == 0
+    assert read_toml(ResolvedPlan, tmp_path / "run" / "plan.toml").spec == read_spec(file)
+
+
 def test_another_tool_s_configuration_takes_the_place_of_the_plan(
     settings: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ):
@@ -113,7 +127,9 @@ def test_measured_bits_come_with_an_interval_and_a_time(settings: tuple[str, ...
     ("flags", "message"),
     [
         (("--group", "8"), "--group: is for --task rl"),
-        (("--task", "rl", "--group", "1"), "group: 1 completions a prompt give no advantage"),
+        (("--task", "rl", "--group", "1"), "rl.group: in a group of 1 the reward is its own mean"),
+        (("--kl", "0.1"), "--kl: is for --task rl"),
+        (("--pass-rate", "0.5"), "--pass-rate: is for --task rl"),
         (("--task", "rl", "--pass-rate", "1.5"), "pass_rate: 1.5 is no share"),
         (("--task", "rl", "--measure"), "--measure: the bits of RL are in its rewards"),
         (("--measure", "--tflops", "1"), "--tflops: --measure times this machine"),

@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given as given_values
 from hypothesis import strategies as st
 
-from lowregret.cli.flags import DataFlags, HardwareFlags, ModelFlags, Plan, Sft, SlotFlags, TrainFlags
+from lowregret.cli.flag_groups import DataFlags, HardwareFlags, ModelFlags, SlotFlags, TrainFlags
+from lowregret.cli.flags import Plan, Sft
 from lowregret.cli.main import parse
-from lowregret.cli.specs import refuse_changes, short, slots_of, spec_of
+from lowregret.cli.reading import short
+from lowregret.cli.specs import refuse_changes, slots_of, spec_of
 from lowregret.errors import SpecError
 from lowregret.specs import AdapterSpec, FullSpec, RunSpec
 

@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from lowregret.adapters.routing import Routing
 from lowregret.batches import PackedBatch
 from lowregret.models.causal_lm import CausalLM
+from lowregret.models.kv_cache import KVCache
 from lowregret.models.load import prepare_module, with_bank, with_full
 from lowregret.planner.memory import (
+    Cache,
     Constants,
     DType,
     MemoryQuestion,
@@ -28,7 +30,8 @@ from lowregret.planner.memory import (
 )
 from lowregret.planner.recommend import assumed_shape
 from lowregret.planner.shapes import read_shape
-from lowregret.specs import AdapterSpec, FullSpec
+from lowregret.sampling.sampler import Request, Sampler
+from lowregret.specs import AdapterSpec, FullSpec, SamplingSpec
 from planner.model_configs import PUBLISHED
 
 SMALL = {
@@ -182,3 +185,32 @@ def test_the_largest_that_fits_fits_and_one_more_does_not(memory_bytes: int) -> 
         assert needed_bytes(memory(SHAPE, replace(QUESTION, slots=(AdapterSpec(rank=rank),)))) <= memory_bytes
     if rank < 256:
         assert needed_bytes(memory(SHAPE, replace(QUESTION, slots=(AdapterSpec(rank=rank + 1),)))) > memory_bytes
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("model_type", ["llama", "qwen3"])
+def test_the_sampler_s_cache_is_what_a_sampler_holds(
+    model_type: str, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, **SMALL}))
+    model = model_with(model_type, AdapterSpec(rank=1), dtype)
+    held: dict[int, int] = {}
+    made = KVCache.of
+
+    def of(cache: KVCache, layer: int, k_KTC: torch.Tensor, v_KTC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        both = made(cache, layer, k_KTC, v_KTC)
+        held[layer] = sum(tensor.untyped_storage().nbytes() for tensor in both)
+        return both
+
+    monkeypatch.setattr(KVCache, "of", of)
+    sampler = Sampler(model, SamplingSpec(max_new_tokens=40, rows=5), stop_tokens=frozenset())
+    sampler.sample([Request(slot="s", prompt=tuple(range(1, 31)), seeds=tuple(range(6)))])
+    question = MemoryQuestion(
+        slots=(AdapterSpec(rank=1),),
+        dtype="fp32" if dtype == torch.float32 else "bf16",
+        tokens=64,
+        cache=Cache(rows=5, length=30 + 40),
+    )
+    exact = replace(Constants(), passing=1.0)
+    assert memory(read_shape(tmp_path), question, constants=exact)["kv_cache"] == sum(held.values())
+    assert memory(read_shape(tmp_path), replace(question, cache=None))["kv_cache"] == 0

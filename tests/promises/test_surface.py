@@ -11,7 +11,7 @@ import pytest
 import lowregret
 from lowregret.cli.main import run
 
-SETTINGS = """
+DATA = """
 --model TEXT
 --revision TEXT
 --data TEXT
@@ -28,6 +28,34 @@ SETTINGS = """
 --test-size N
 --limit N
 --data-seed N
+"""
+
+REINFORCEMENT = """
+--reward A,B,...
+--reward-timeout X
+--template TEXT
+--group N
+--max-new-tokens N
+--temperature X
+--top-p X
+--top-k N
+--stop TEXT
+--rows N
+--sampler {own,vllm}
+--dynamic N
+--eval-samples N
+--judge-by {greedy,sampled}
+--updates-per-batch N
+--ratio {token,sequence}
+--clip-low X
+--clip-high X
+--truncate X
+--kl X
+--divide-by-std
+--normaliser {completions,tokens}
+"""
+
+TRAINING = """
 --rank A,B,...
 --lr A,B,...
 --alpha X
@@ -62,11 +90,22 @@ OPTIONS = {
 --json
 --debug
 """
-    + SETTINGS.lstrip(),
+    + DATA.lstrip()
+    + TRAINING.lstrip(),
+    "rl": """
+--out FOLDER
+--resume FOLDER
+--track {trackio,tensorboard,wandb}
+--must-improve
+--json
+--debug
+"""
+    + DATA.lstrip()
+    + REINFORCEMENT.lstrip()
+    + TRAINING.lstrip(),
     "plan": """
 --tokens N
 --task {sft,rl}
---group N
 --reward-bins N
 --pass-rate X
 --measure
@@ -77,7 +116,9 @@ OPTIONS = {
 --json
 --debug
 """
-    + SETTINGS.lstrip(),
+    + DATA.lstrip()
+    + REINFORCEMENT.lstrip()
+    + TRAINING.lstrip(),
     "study": """
 --model TEXT
 --data TEXT
@@ -136,6 +177,9 @@ OPTIONS = {
 SIGNATURES = {
     "list_runs": "root: str | Path",
     "load_data": "spec: DataSpec, tokenizer: TextTokenizer, *, progress: Progress | None = ...",
+    "load_problems": (
+        "spec: DataSpec, rl: RLSpec, tokenizer: TextTokenizer, *, usable: Callable[[Problem], bool] = ..."
+    ),
     "locate_model": "spec: ModelSpec, *, weights: bool = ..., notify: Callable[[str], None] = ...",
     "read_shape": "folder: Path",
     "recommend": (
@@ -150,6 +194,9 @@ SIGNATURES = {
     "train": (
         "run: RunDirectory, *, model: ModelFolder, data: TokenizedData, listener: ProgressListener, "
         "also_eval: Mapping[str, ExampleStore] = ..."
+    ),
+    "train_rl": (
+        "run: RunDirectory, *, model: ModelFolder, data: ProblemData, scorer: Scores, listener: ProgressListener"
     ),
     "validate_capacity": (
         "*, rank: int, dataset_tokens: int, hidden_dim: int | None = ..., num_layers: int | None = ..., "
@@ -200,7 +247,13 @@ FIELDS = {
     "HardwareSpec": "device dtype threads tokens_per_microbatch activation_checkpointing memory_bytes",
     "ModelSpec": "source revision",
     "OptimSpec": "lr lr_b betas eps eps_b weight_decay weight_decay_b clip_norm",
+    "PolicyGradientSpec": "ratio clip_low clip_high truncate divide_by_std kl normaliser",
+    "RewardSpec": "source weight timeout",
+    "RLSpec": (
+        "rewards group sampling objective updates_per_batch dynamic eval_samples judge_by template rollouts_kept"
+    ),
     "RunSpec": "task model data slots train rl hardware tracking",
+    "SamplingSpec": "temperature top_p top_k max_new_tokens stop rows engine",
     "ScheduleSpec": "kind warmup final",
     "SlotSpec": "name weights optim data_seed",
     "TrainSpec": (

@@ -18,11 +18,13 @@ from lowregret.rewards.scorer import Scorer
 from lowregret.rewards.worker import GRACE
 from lowregret.specs import Problem, RewardSpec, Score
 
-TIMEOUT = 0.4
+TIMEOUT = 0.25
+START = 20.0
+"""Seconds allowed for a worker that must be replaced."""
 
 JUDGE = '''
 """Does what the completion names."""
-import ctypes, fractions, itertools, os, resource, signal, subprocess, time
+import ctypes, fractions, itertools, mmap, os, resource, signal, subprocess, time
 import numpy as np
 
 def judge(question, answer, completion, entry):
@@ -61,9 +63,14 @@ class Deeds:
     def text(*_): return "1.0"
     def nothing(*_): return None
     def array(*_): return np.zeros(3)
+    def hoards(*_):
+        HOARD.append(mmap.mmap(-1, 2**30))
+        return len(HOARD)
     def prints(*_):
         print("from the scorer")
         return 1.0
+
+HOARD = []  # of memory that is asked for and never touched
 
 class Mute(Exception):
     def __str__(self): raise RuntimeError
@@ -127,7 +134,7 @@ def test_misbehaviour_costs_its_own_answer_alone(scorer: Scorer, notes: list[str
     texts = [text for k, deed in enumerate(BAD) for text in (str(k), deed)]
     began = time.monotonic()
     scores = scorer.score(answers(*texts))
-    assert time.monotonic() - began < len(BAD) * (PATIENCE * TIMEOUT + GRACE + 10)
+    assert time.monotonic() - began < len(BAD) * (PATIENCE * TIMEOUT + GRACE + START)
     assert scores[::2] == [Score(value=float(k)) for k in range(len(BAD))]
     assert {deed: score.failure for deed, score in zip(BAD, scores[1::2], strict=True)} == BAD
     assert {score.value for score in scores[1::2]} == {0.0}
@@ -163,9 +170,17 @@ def test_a_worker_that_dies_between_calls_costs_nothing(file: Path) -> None:
     with Scorer([RewardSpec(source=f"{file}:judge", timeout=30.0)]) as scorer:
         pid = int(scorer.score(answers("pid"))[0].value)
         os.kill(pid, signal.SIGKILL)
-        while Path(f"/proc/{pid}/statm").exists() and Path(f"/proc/{pid}/statm").read_text() != "0 0 0 0 0 0 0\n":
+        while _runs(pid):
             time.sleep(0.01)
         assert scorer.score(answers("1", "2")) == [Score(value=1.0), Score(value=2.0)]
+
+
+def test_a_worker_whose_memory_grows_is_replaced_before_answers_fail(file: Path) -> None:
+    """One GiB more with each answer; four are allowed, and past two a fresh worker goes on."""
+    with Scorer([RewardSpec(source=f"{file}:judge", timeout=30.0)]) as scorer:
+        scores = scorer.score(answers(*["hoards"] * 7))
+    assert [score.failure for score in scores] == [""] * 7
+    assert [score.value for score in scores] == [1, 2, 1, 2, 1, 2, 1]
 
 
 def test_large_answers_and_many(scorer: Scorer) -> None:
@@ -179,9 +194,9 @@ def test_a_row_that_cannot_be_sent_is_an_error(scorer: Scorer) -> None:
     assert scores == [Score(value=0.0, failure="error"), Score(value=1.0)]
 
 
-def test_what_a_scorer_prints_is_not_the_runs_output(scorer: Scorer, capfd: pytest.CaptureFixture[str]) -> None:
-    with Scorer([RewardSpec(source=scorer._specs[0].source)]) as other:
-        assert other.score(answers("prints")) == [Score(value=1.0)]
+def test_what_a_scorer_prints_is_not_the_runs_output(file: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with Scorer([RewardSpec(source=f"{file}:judge")]) as scorer:
+        assert scorer.score(answers("prints")) == [Score(value=1.0)]
     seen = capfd.readouterr()
     assert (seen.out, seen.err) == ("", "from the scorer\n")
 

@@ -74,10 +74,12 @@ def test_the_best_rate_is_a_measured_one_and_a_leap_below_it_is_an_error_of_the_
     assert (found.rate, found.column) == (1e-2, 2)
     assert found.final == pytest.approx([0.9, 0.9])
     assert found.grid_error == pytest.approx(0.2 / 6)
-    assert tuned_accuracy(surface((0.3, 0.9, 0.9, 0.1))).grid_error == pytest.approx(0.1)
+    # Between two equal ones a parabola rises by an eighth of what it falls outside.
+    assert tuned_accuracy(surface((0.3, 0.9, 0.9, 0.1))).grid_error == pytest.approx(0.6 / 16)
+    assert tuned_accuracy(surface((0.3, 0.3, 0.9, 0.1))).grid_error == pytest.approx(0.1)
     difference, error = error_differences(surface((0.3, 0.7, 0.8, 0.1)), surface((0.3, 0.9, 0.9, 0.1)))
     assert difference == pytest.approx([0.1, 0.1])
-    assert error == pytest.approx(np.hypot(0.1 / 6, 0.1))
+    assert error == pytest.approx(np.hypot(0.1 / 6, 0.6 / 16))
     with pytest.raises(Refused, match="highest learning rate"):
         tuned_accuracy(surface((0.1, 0.2, 0.3, 0.4)))
 
@@ -113,7 +115,7 @@ def test_a_cell_that_fell_from_its_best_has_collapsed_and_one_that_never_rose_ha
 
 
 def test_a_study_supports_c9_only_beside_its_negative_control(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(1)
     rl = QuestionSpec(protocol="rl", data=DataSpec(source="max3"), ranks=(4,), rl=RL)
     control = QuestionSpec(protocol="certify", data=DataSpec(source="markov"), ranks=(4,))
     asked = (rl, draw("C9", Truth(), Design(), range(8), rng))

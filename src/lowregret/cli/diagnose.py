@@ -42,6 +42,11 @@ def _diagnosis(folder: Path, notify: Notify) -> Diagnosis:
     if not (folder / SPEC).is_file():
         raise CheckpointError(f"{folder}: is neither a run nor a study directory (no {SPEC}, no {STUDY}); name one")
     run = RunDirectory.open(folder)
+    if run.spec.task == "rl":
+        raise SpecError(
+            f"{folder}: the rules are about losses, and this run is one of RL; its {run.report_path.name} marks slots "
+            "that diverged or collapsed"
+        )
     base, shape = _base(run, notify)
     surviving = {} if base is None else surviving_shares(run, base.path)
     return diagnose_run(view_of(run, shape=shape, surviving=surviving))

@@ -65,7 +65,7 @@ class Sft:
 class Rl:
     """Train adapters by policy gradient on rewards that a program computes, many in one pass, with curves and a report.
 
-    lowregret rl --model micro --data max3 --reward exact --max-new-tokens 1 --group 8 --batch-size 64 --steps 120
+    lowregret rl --model micro-max3 --data max3 --reward exact --max-new-tokens 1 --group 8 --batch-size 64 --steps 120
 
     lowregret rl --model ./my-chat-model --data gsm8k --max-new-tokens 512 --rank 1,8 --lr 1e-4
 

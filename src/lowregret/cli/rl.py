@@ -11,8 +11,9 @@ from lowregret.cli.flags import Rl
 from lowregret.cli.machine import num_threads
 from lowregret.cli.prepare import Notify
 from lowregret.cli.session import Found, Slots, carry_out
-from lowregret.data.problems import load_problems
+from lowregret.data.problems import ProblemData, load_problems
 from lowregret.data.tokenizer import TextTokenizer
+from lowregret.errors import SpecError
 from lowregret.models.locate import locate_model
 from lowregret.rewards.scorer import Scorer
 from lowregret.specs import RunSpec
@@ -21,6 +22,8 @@ from lowregret.training.progress import ProgressListener
 
 MIN_RISE = 0.02
 """Accuracy by which `--must-improve` wants the test split to rise: one standard error at 600 problems of even odds."""
+PROBED = 4
+"""Answers of the data that are scored before a run starts."""
 MOST_WORKERS = 8
 """Processes that score. Nothing else computes meanwhile, but each holds an interpreter of its own."""
 
@@ -38,11 +41,18 @@ def _find(stack: ExitStack, spec: RunSpec, notify: Notify) -> Found:
         from lowregret.sampling.vllm_engine import require_vllm
 
         require_vllm()
-    scorer = stack.enter_context(Scorer(spec.rl.rewards, min(MOST_WORKERS, num_threads()), notify))
+    notes: list[str] = []
+
+    def note(line: str) -> None:
+        notes.append(line)
+        notify(line)
+
+    scorer = stack.enter_context(Scorer(spec.rl.rewards, min(MOST_WORKERS, num_threads()), note))
     ensure_bases([spec.model], notify=notify)
     model = locate_model(spec.model, notify=notify)
     tokenizer = TextTokenizer.from_folder(model.path)
     data = load_problems(spec.data, spec.rl, tokenizer, usable=lambda problem: scorer.usable([problem])[0])
+    _refuse_failing(scorer, data, notes)
 
     def train(run: RunDirectory, listener: ProgressListener) -> None:
         from lowregret.training.rl import train_rl
@@ -50,6 +60,23 @@ def _find(stack: ExitStack, spec: RunSpec, notify: Notify) -> Found:
         train_rl(run, model=model, data=data, scorer=scorer, listener=listener)
 
     return Found(model=model, data=data, train=train)
+
+
+def _refuse_failing(scorer: Scorer, data: ProblemData, notes: list[str]) -> None:
+    """Refuse scorers that fail on the data's own answers: they would on a model's, and the run would learn nothing.
+
+    Args:
+        notes: what the scorer has said of its failures.
+
+    Raises:
+        SpecError: none of the first answers can be scored.
+    """
+    answers = [(p.problem, p.problem.answer) for p in data.train if p.problem.answer.strip()][:PROBED]
+    if answers and all(score.failure for score in scorer.score(answers)):
+        why = notes[-1] if notes else "it gives no reason"
+        raise SpecError(
+            f"rl.rewards: the data's own answers can't be scored: {why}; let it return 0 where it can't tell"
+        )
 
 
 def _shortfall(slots: Slots) -> str | None:

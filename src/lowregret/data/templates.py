@@ -26,6 +26,8 @@ PLAIN_TEMPLATE = (
     "{% else %}{{ '\\n\\n' }}{% endif %}{% endfor %}"
 )
 """For base models: a system or user turn is followed by a blank line, an answer by the end-of-text token."""
+PLAIN_END = "\n\n"
+"""What that template puts behind a system or user turn."""
 
 TEMPLATE_DATE = datetime(2024, 7, 26)
 """The date that Llama 3's templates fall back to where the renderer knows no date."""

@@ -20,7 +20,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from lowregret.data.conversations import Conversation, Message
-from lowregret.data.templates import PLAIN_TEMPLATE, ChatTemplate, find_template
+from lowregret.data.templates import PLAIN_END, PLAIN_TEMPLATE, ChatTemplate, find_template
 from lowregret.errors import DataError, ModelError
 
 LossOn = Literal["all", "last"]
@@ -157,7 +157,7 @@ class TextTokenizer:
             DataError: the template refuses the turns, or rewrites an answer beyond recognition.
         """
         if self._plain and as_it_stands:
-            prompt = self._text_of(messages[:-1]) + messages[-1].content
+            prompt = self._text_of(messages).removesuffix(PLAIN_END)
         else:
             prompt = self._text_of(messages, open_answer=True)
             if prompt == self._text_of(messages):

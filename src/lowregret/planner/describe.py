@@ -11,7 +11,7 @@ from typing import Any
 
 from lowregret.planner.capacity import COMPLETION_TOKENS, Capacity, adapter_params_by_kind
 from lowregret.planner.fits import memory_alternatives, what_fits
-from lowregret.planner.flops import break_even_rank, flops, run_tokens
+from lowregret.planner.flops import break_even_rank, flops, forward_flops, rollout_tokens, run_tokens
 from lowregret.planner.information import judge_information
 from lowregret.planner.learning_rate import full_rate, thinking_machines_law
 from lowregret.planner.memory import full_params
@@ -59,7 +59,7 @@ def plan_mapping(
     first = next((slot for slot in plan.spec.slots if isinstance(slot.weights, AdapterSpec)), None)
     first = first or _suggested(plan, shape)
     top = _adapter_mapping(first, plan, shape)
-    tokens, completion = run_tokens(plan.facts, steps=plan.steps, batch_size=plan.spec.train.batch_size)
+    tokens, completion, _ = _tokens(plan)
     macs = sum(_slot_macs(slot, plan, shape) for slot in plan.spec.slots)
     return {
         "model": plan.spec.model.source,
@@ -153,7 +153,7 @@ def _adapter_mapping(slot: SlotSpec, plan: ResolvedPlan, shape: ModelShape) -> d
         bits=capacity.data_bits,
         bits_per_parameter=_bits_per_parameter(plan),
     )
-    cost = flops(shape, method="lora", adapted=matrices, rank=weights.rank, mean_length=plan.facts.mean_length)
+    cost = flops(shape, method="lora", adapted=matrices, rank=weights.rank, mean_length=_mean_length(plan))
     return {
         "adapter_params": capacity.params,
         "adapter_params_by_kind": adapter_params_by_kind(matrices, weights.rank),
@@ -201,7 +201,7 @@ def _full_mapping(plan: ResolvedPlan, shape: ModelShape) -> dict[str, object]:
         batch_size=train.batch_size,
         task=plan.spec.task,
     )
-    cost = flops(shape, method="full", mean_length=plan.facts.mean_length)
+    cost = flops(shape, method="full", mean_length=_mean_length(plan))
     return {
         "full_learning_rate": rate.value,
         "full_learning_rate_interval": [rate.low, rate.high],
@@ -242,14 +242,31 @@ def _break_even(first: SlotSpec, shape: ModelShape) -> float:
 
 
 def _slot_macs(slot: SlotSpec, plan: ResolvedPlan, shape: ModelShape) -> float:
-    tokens, completion = run_tokens(plan.facts, steps=plan.steps, batch_size=plan.spec.train.batch_size)
-    length = plan.facts.mean_length
+    tokens, completion, sampled = _tokens(plan)
+    length = _mean_length(plan)
     if isinstance(slot.weights, AdapterSpec):
         matrices = select(shape, slot.weights.targets, unembed=slot.weights.unembed)
         cost = flops(shape, method="lora", adapted=matrices, rank=slot.weights.rank, mean_length=length)
     else:
         cost = flops(shape, method="full", mean_length=length)
-    return cost.of_run(tokens, completion)
+    drawn = completion if sampled else 0.0
+    return cost.of_run(tokens, completion) + forward_flops(shape, mean_length=length).of_run(sampled, drawn)
+
+
+def _tokens(plan: ResolvedPlan) -> tuple[float, float, float]:
+    """Tokens that a slot trains on, how many of them carry loss, and, in RL, tokens that its sampler computes."""
+    rl, batch = plan.spec.rl, plan.spec.train.batch_size
+    if rl is None:
+        tokens, completion = run_tokens(plan.facts, steps=plan.steps, batch_size=batch)
+        return tokens, completion, 0.0
+    new = rl.sampling.max_new_tokens
+    return rollout_tokens(plan.facts, steps=plan.steps, batch_size=batch, group=rl.group, max_new_tokens=new)
+
+
+def _mean_length(plan: ResolvedPlan) -> float:
+    """Tokens of a document; in RL of a prompt with the longest completion."""
+    rl = plan.spec.rl
+    return plan.facts.mean_length + (0 if rl is None else rl.sampling.max_new_tokens)
 
 
 def _expert_convention(weights: AdapterSpec, matrices: tuple[MatrixShape, ...]) -> str | None:

@@ -101,6 +101,28 @@ def run_tokens(facts: DataFacts, *, steps: int, batch_size: int) -> tuple[float,
     return examples * facts.mean_length, examples * facts.num_completion_tokens / max(1, facts.num_examples)
 
 
+def rollout_tokens(
+    facts: DataFacts, *, steps: int, batch_size: int, group: int, max_new_tokens: int
+) -> tuple[float, float, float]:
+    """Tokens that one slot learns from in a run of RL, how many of them it drew, and tokens that the sampler computes.
+
+    An upper bound: every completion is of the longest kind, and none of a group's is like another.
+
+    >>> facts = DataFacts(num_examples=10, num_tokens=100, num_completion_tokens=0, longest=20)
+    >>> rollout_tokens(facts, steps=2, batch_size=5, group=4, max_new_tokens=3)
+    (520.0, 120, 220.0)
+    """
+    prompts = steps * batch_size
+    drawn = prompts * group * max_new_tokens
+    return prompts * group * facts.mean_length + drawn, drawn, prompts * facts.mean_length + drawn
+
+
+def forward_flops(shape: ModelShape, *, mean_length: float) -> Flops:
+    """Multiply-adds of one token that is only computed, as the sampler does: a third of full training."""
+    cost = flops(shape, method="full", mean_length=mean_length)
+    return Flops(matrices=cost.matrices / 3, attention=cost.attention / 3, unembed=cost.unembed / 3)
+
+
 def _mean_keys(length: float, window: int | None) -> float:
     """Mean number of keys that a causal query sees, itself included, in a document of this length."""
     if window is None or length <= window:

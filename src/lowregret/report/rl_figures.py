@@ -9,6 +9,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from lowregret.report.curves import slot_styles
 from lowregret.report.figures import (
@@ -102,6 +103,8 @@ def draw_bits(policy: Sequence[PolicyRow], plan: ResolvedPlan, findings: Sequenc
                 style = {"color": styles[found.slot].light, "linestyle": (0, (1, 2)), "linewidth": 1.4}
                 axes.axhline(found.capacity, label=f"{found.slot} holds", **style)
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
         finish_steps(axes)
         axes.set_ylabel("bits in the rewards so far, at most")
         legend_below(figure, axes)

@@ -19,6 +19,8 @@ from lowregret.studies.surface import Refused, Surface
 
 COLLAPSED = 0.5
 """A cell has collapsed whose accuracy at the end is less than this share of the best that it ever had."""
+NEAR = 0.02
+"""Accuracy under the best rate's at which its neighbour is as good: that of C10's plateau."""
 EVEN = 0.05
 """Relative difference of spacings on a logarithmic grid that rounded rates may have."""
 
@@ -56,9 +58,10 @@ class Tuned:
 def tuned_accuracy(surface: Surface) -> Tuned:
     """The arm at its best rate.
 
-    The grid may miss the peak where it is narrower than the grid's spacing. Accuracy that falls with the square of the
-    distance below its peak, and collapses above it, is missed by at most a third of the fall to the next lower rate;
-    `grid_error` is half of that, and 0 on a plateau.
+    The grid may miss the peak where it is narrower than the grid's spacing, by at most a share of the fall to the next
+    lower rate. Accuracy that falls with the square of the distance below its peak and collapses above it: a third.
+    Where the next higher rate is as good (`NEAR`), so that the peak lies between the two: an eighth, as of a parabola.
+    `grid_error` is half of that.
 
     Raises:
         Refused: the rate lies on the grid's edge, or nothing was measured before training.
@@ -75,8 +78,15 @@ def tuned_accuracy(surface: Surface) -> Tuned:
         start=1 - np.array([cell.test[0] for cell in cells]),
         final=1 - surface.test[:, column],
         best=1 - np.array([cell.test[stop] for cell, stop in zip(cells, stops, strict=True)]),
-        grid_error=max(0.0, float(mean[column] - mean[column - 1])) / 6,
+        grid_error=_missed(mean, column) / 2,
     )
+
+
+def _missed(mean: Floats, column: int) -> float:
+    """Most by which the peak may lie above the best rate's accuracy; the best is not the lowest rate."""
+    fall = max(0.0, float(mean[column] - mean[column - 1]))
+    flat = column + 1 < len(mean) and mean[column] - mean[column + 1] <= NEAR
+    return fall / 8 if flat else fall / 3
 
 
 def error_differences(one: Surface, other: Surface) -> tuple[Floats, float]:
@@ -249,6 +259,6 @@ def _outermost(accuracy: Floats, bar: float) -> tuple[float, float]:
 def _blurred(accuracy: Floats, inside: Floats, drop: float) -> tuple[float, float]:
     """At the lower and the upper end of the plateau, the share of a spacing that a straight line can't tell."""
     first, last = np.flatnonzero(inside)[[0, -1]]
-    leaps = accuracy[first] - accuracy[first - 1], accuracy[last] - accuracy[last + 1]
+    leaps = float(accuracy[first] - accuracy[first - 1]), float(accuracy[last] - accuracy[last + 1])
     low, high = (max(0.0, 1 - drop / leap) if leap > 0 else 0.0 for leap in leaps)
     return low, high
