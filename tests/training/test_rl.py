@@ -165,7 +165,7 @@ def test_many_slots_are_many_runs(folder: Path, tmp_path: Path) -> None:
 
 
 def test_it_learns_and_says_so(folder: Path, tmp_path: Path) -> None:
-    # The head of a new model has small weights, which bound every logit: where it is not adapted nothing can be learned.
+    # The head of a new model has small weights, which bound every logit: unless it is adapted, nothing is learned.
     adapter = SlotSpec(name="r1", weights=AdapterSpec(rank=1, unembed=True), optim=OptimSpec(lr=1e-2))
     full = replace(FULL, optim=OptimSpec(lr=1e-2))
     spec = spec_of(folder, [adapter, full], steps=30, batch_size=8, eval_every=30)

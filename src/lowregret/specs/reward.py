@@ -24,7 +24,8 @@ class RewardSpec:
     weight: float = 1.0
     """Factor of this scorer in the sum over all."""
     timeout: float = 5.0
-    """Seconds that one answer may take; after that it counts as failed, with reward 0."""
+    """Processor seconds that one answer may take; after that it counts as failed, with reward 0. By the clock it may
+    take four times as long, so that a busy machine does not turn right answers into wrong ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
