@@ -32,7 +32,7 @@ class Sampled:
     advantages: Float[Tensor, " P"]
     """Of the completion that a token belongs to."""
     completions: Int[Tensor, " P"]
-    """Index of that completion, ascending from 0."""
+    """Index of that completion, from 0."""
     base_logprobs: Float[Tensor, " P"] | None
     """Under the base without adapters, where divergence from it costs something."""
 
@@ -106,7 +106,7 @@ def token_ratios(logprobs_P: Float[Tensor, " P"], sampled: Sampled) -> Float[Ten
 
 def sequence_ratios(logprobs_P: Float[Tensor, " P"], sampled: Sampled) -> Float[Tensor, " P"]:
     """Geometric mean over a completion of p_learner / p_sampler, for each of its tokens."""
-    number = int(sampled.completions[-1]) + 1
+    number = int(sampled.completions.max()) + 1
     sums_N = logprobs_P.new_zeros(number).index_add(0, sampled.completions, logprobs_P - sampled.logprobs)
     counts_N = torch.bincount(sampled.completions, minlength=number)
     return torch.exp(sums_N / counts_N)[sampled.completions]

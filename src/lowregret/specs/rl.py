@@ -29,7 +29,8 @@ class RLSpec:
     dynamic: int = 0
     """Rounds of further prompts that replace groups whose rewards are all equal. 0: such groups are only counted."""
     eval_samples: int = 0
-    """Sampled completions of each held-out prompt at every evaluation, beside the greedy one."""
+    """Sampled completions of each held-out prompt, beside the greedy one. Both kinds are measured before and after
+    training, on the way only what `judge_by` says."""
     judge_by: Literal["greedy", "sampled"] = "greedy"
     """Which held-out answers a study counts. `sampled` is what the objective makes larger, and needs `eval_samples`;
     `greedy` is what most users deploy, and can be right long before the policy is."""

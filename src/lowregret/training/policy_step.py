@@ -1,15 +1,17 @@
 """One policy-gradient update of every slot, from its groups of rollouts.
 
-A completion that a group holds several times is computed once and weighs as often as it was drawn: on short answers
-that is most of the work. Groups whose rewards are all equal carry no gradient and are not computed, unless divergence
-from the base costs something. The flat version is `recipes/rl_loop.py`.
+What is equal is computed once: a completion that a group holds several times weighs as often as it was drawn, and
+completions that differ in their last token only are one document, which ends before it (a last token predicts nothing).
+On short answers that is most of the work. Groups whose rewards are all equal carry no gradient and are not computed,
+unless divergence from the base costs something. The flat version is `recipes/rl_loop.py`.
 Suffixes: P tokens of completions.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lowregret.adapters.routing import Routing
-from lowregret.batches import PackedBatch, RolloutGroup, TokenizedExample
+from lowregret.batches import Completion, PackedBatch, RolloutGroup, TokenizedExample
 from lowregret.data.packing import microbatches
 from lowregret.models.causal_lm import CausalLM
 from lowregret.objectives.advantages import advantages
@@ -32,7 +34,7 @@ from lowregret.objectives.policy_gradient import (
 from lowregret.specs import RLSpec
 from lowregret.training.memory import release_freed_memory
 from lowregret.training.optimizer import AdamW
-from lowregret.training.step import accumulate_gradients, batch_nll, update_slot
+from lowregret.training.step import accumulate_gradients, nll_at, update_slot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,13 +65,24 @@ class PolicyStep:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Learned:
-    """A slot's documents, and what their completions' tokens bring, in the order of the documents."""
+class Learned:
+    """A slot's documents of one update, and what is to be learned from them, token by token in their order.
+
+    >>> sorted(Learned.__dataclass_fields__)
+    ['counts', 'documents', 'of_document', 'places', 'sampled', 'targets']
+    """
 
     documents: list[TokenizedExample]
+    """Prompt and completion without the last token; different from each other within a group."""
+    of_document: list[int]
+    """Tokens that each document predicts: one completion's, or several completions' of equal length."""
+    places: Tensor
+    """Where in its document the hidden state stands that predicts a token, ascending in each document; int64 [P]."""
+    targets: Tensor
+    """The token, int64 [P]."""
     sampled: Sampled
     counts: Tensor
-    """How often each token's completion was drawn, over the normaliser; float32 [P]."""
+    """How often the token's completion was drawn, over the normaliser; float32 [P]."""
 
 
 def policy_step(
@@ -94,7 +107,7 @@ def policy_step(
     learned = {slot: learned_from(own, rl) for slot, own in groups.items()}
     documents = {slot: own.documents for slot, own in learned.items() if own.documents}
     tallies = {slot: _Tally() for slot in groups}
-    done = dict.fromkeys(groups, 0)
+    done: dict[str, tuple[int, int]] = dict.fromkeys(groups, (0, 0))
     for batch in microbatches(documents, tokens_per_microbatch) if documents else ():
         _one_batch(model, batch.to(model.device), learned, done, rl, tallies)
         release_freed_memory(model.device)
@@ -110,123 +123,167 @@ def policy_step(
     return reports
 
 
-def learned_from(groups: Sequence[RolloutGroup], rl: RLSpec) -> _Learned:
-    """Documents of a slot: each different completion of a group once."""
+def learned_from(groups: Sequence[RolloutGroup], rl: RLSpec) -> Learned:
+    """Documents of a slot, each different one of a group once."""
     spec = rl.objective
     completions = [rollout.completion for group in groups for rollout in group.rollouts]
     number = len(completions) if spec.normaliser == "completions" else sum(c.num_tokens for c in completions)
     documents: list[TokenizedExample] = []
-    logprobs: list[np.ndarray] = []
-    per_document: list[tuple[float, float]] = []
+    of_document: list[int] = []
+    parts: list[list[_Drawn]] = []
     for group in groups:
         if not group.has_signal and not spec.kl:
             continue
-        gains = advantages(group.rewards, divide_by_std=spec.divide_by_std)
-        seen: dict[tuple[bytes, float], int] = {}
-        for rollout, gain in zip(group.rollouts, gains.tolist(), strict=True):
-            said = rollout.completion
-            key = (said.tokens.tobytes(), gain)
-            if key in seen:
-                own_gain, count = per_document[seen[key]]
-                per_document[seen[key]] = (own_gain, count + 1)
-                continue
-            seen[key] = len(documents)
-            tokens = np.concatenate([np.array(group.prompt, dtype=np.int32), said.tokens.astype(np.int32)])
-            documents.append(TokenizedExample(tokens=tokens, completion=np.arange(len(tokens)) >= len(group.prompt)))
-            logprobs.append(said.logprobs)
-            per_document.append((gain, 1))
-    lengths = torch.tensor([len(own) for own in logprobs], dtype=torch.int64)
+        by_input: dict[bytes, list[_Drawn]] = {}
+        for drawn in _drawn(group, divide_by_std=spec.divide_by_std):
+            by_input.setdefault(drawn.completion.tokens[:-1].tobytes(), []).append(drawn)
+        for own in by_input.values():
+            tokens = np.concatenate([np.array(group.prompt), own[0].completion.tokens[:-1]]).astype(np.int32)
+            documents.append(TokenizedExample(tokens=tokens, completion=np.zeros(len(tokens), dtype=np.bool_)))
+            of_document.append(sum(drawn.completion.num_tokens for drawn in own))
+            parts.append(own)
+    return _tokens(documents, of_document, parts, number)
 
-    def of_tokens(values: list[float]) -> Tensor:
-        return torch.repeat_interleave(torch.tensor(values, dtype=torch.float32), lengths)
 
-    sampled = Sampled(
-        logprobs=torch.from_numpy(np.concatenate(logprobs)) if logprobs else torch.empty(0),
-        advantages=of_tokens([gain for gain, _ in per_document]),
-        completions=torch.repeat_interleave(torch.arange(len(lengths)), lengths),
-        base_logprobs=None,
-    )
-    return _Learned(
-        documents=documents, sampled=sampled, counts=of_tokens([count / number for _, count in per_document])
+@dataclass(frozen=True, kw_only=True)
+class _Drawn:
+    """A completion of a group with its advantage, and how often the group holds it."""
+
+    completion: Completion
+    advantage: float
+    count: int
+
+
+def _drawn(group: RolloutGroup, *, divide_by_std: bool) -> list[_Drawn]:
+    """The different completions of a group. Where a scorer gave equal texts different rewards they stay apart."""
+    gains = advantages(group.rewards, divide_by_std=divide_by_std).tolist()
+    first: dict[tuple[bytes, float], Completion] = {}
+    counts: Counter[tuple[bytes, float]] = Counter()
+    for rollout, gain in zip(group.rollouts, gains, strict=True):
+        key = (rollout.completion.tokens.tobytes(), gain)
+        first.setdefault(key, rollout.completion)
+        counts[key] += 1
+    return [_Drawn(completion=said, advantage=key[1], count=counts[key]) for key, said in first.items()]
+
+
+def _tokens(
+    documents: list[TokenizedExample], of_document: list[int], parts: list[list[_Drawn]], number: int
+) -> Learned:
+    """Everything that is known of each token. Completions that share a document are ordered token by token, since
+    positions must ascend; each keeps its own number."""
+    places: list[np.ndarray] = []
+    order: list[np.ndarray] = []
+    start = 0
+    for document, own in zip(documents, parts, strict=True):
+        length = own[0].completion.num_tokens
+        # Token t of all of them stands together: completion k's is at k * length + t in the order of drawing.
+        order.append(start + np.arange(len(own) * length).reshape(len(own), length).T.ravel())
+        places.append(np.repeat(len(document.tokens) - length + np.arange(length), len(own)))
+        start += len(own) * length
+    drawn = [one for own in parts for one in own]
+    lengths = torch.tensor([one.completion.num_tokens for one in drawn], dtype=torch.int64)
+    index = torch.from_numpy(np.concatenate(order)) if order else torch.empty(0, dtype=torch.int64)
+
+    def of_tokens(values: Tensor) -> Tensor:
+        return torch.repeat_interleave(values, lengths)[index]
+
+    def of_completions(name: str) -> Tensor:
+        arrays = [getattr(one.completion, name) for one in drawn]
+        return torch.from_numpy(np.concatenate(arrays))[index] if arrays else torch.empty(0)
+
+    return Learned(
+        documents=documents,
+        of_document=of_document,
+        places=torch.from_numpy(np.concatenate(places)) if places else torch.empty(0, dtype=torch.int64),
+        targets=of_completions("tokens"),
+        sampled=Sampled(
+            logprobs=of_completions("logprobs"),
+            advantages=of_tokens(torch.tensor([one.advantage for one in drawn], dtype=torch.float32)),
+            completions=of_tokens(torch.arange(len(drawn))),
+            base_logprobs=None,
+        ),
+        counts=of_tokens(torch.tensor([one.count / number for one in drawn], dtype=torch.float32)),
     )
 
 
 def _one_batch(
     model: CausalLM,
     batch: PackedBatch,
-    learned: Mapping[str, _Learned],
-    done: dict[str, int],
+    learned: Mapping[str, Learned],
+    done: dict[str, tuple[int, int]],
     rl: RLSpec,
     tallies: Mapping[str, _Tally],
 ) -> None:
-    """Forward and backward of a micro-batch; `done` says how many tokens of each slot came before it."""
-    positions = torch.nonzero(batch.weights).flatten()
-    spans = _spans(batch, positions)
-    parts = [learned[slot].sampled.part(slice(done[slot], done[slot] + number)) for slot, number in spans.items()]
-    counts_P = torch.cat([learned[slot].counts[done[slot] : done[slot] + number] for slot, number in spans.items()]).to(
-        model.device
+    """Forward and backward of a micro-batch; `done` says how many documents and tokens of each slot came before it."""
+    spans: dict[str, slice] = {}
+    starts: list[int] = []
+    numbers: list[int] = []
+    at = 0
+    for segment, (slot, length) in enumerate(zip(batch.segment_slots, batch.segment_lengths, strict=True)):
+        if segment not in batch.padding:
+            document, token = done[slot]
+            number = learned[slot].of_document[document]
+            first = spans[slot].start if slot in spans else token
+            spans[slot] = slice(first, token + number)
+            starts.append(at)
+            numbers.append(number)
+            done[slot] = (document + 1, token + number)
+        at += length
+    offsets_P = torch.repeat_interleave(torch.tensor(starts), torch.tensor(numbers))
+
+    def joined(of: Callable[[Learned], Tensor]) -> Tensor:
+        return torch.cat([of(learned[slot])[rows] for slot, rows in spans.items()]).to(model.device)
+
+    positions = offsets_P.to(model.device) + joined(lambda own: own.places)
+    targets_P, counts_P = joined(lambda own: own.targets), joined(lambda own: own.counts)
+    temperature = _temperature(rl)
+    base_P = None
+    if rl.objective.kl:
+        base = Routing.from_lengths({None: len(batch.tokens)})
+        base_P = -nll_at(model, batch, positions, targets_P, base, temperature=temperature)
+    sampled = Sampled(
+        logprobs=joined(lambda own: own.sampled.logprobs),
+        advantages=joined(lambda own: own.sampled.advantages),
+        completions=_numbered([learned[slot].sampled.completions[rows] for slot, rows in spans.items()]).to(
+            model.device
+        ),
+        base_logprobs=base_P,
     )
-    sampled = _joined(parts, _base(model, batch, rl)).to(model.device)
-    ratios_by_sequence = None
+    by_sequence = None
     if rl.objective.ratio == "sequence":
-        logprobs_P = -batch_nll(model, batch, temperature=_temperature(rl))
-        ratios_by_sequence = sequence_ratios(logprobs_P, sampled)
+        by_sequence = sequence_ratios(-nll_at(model, batch, positions, targets_P, temperature=temperature), sampled)
 
     def ratios(rows: slice, logprobs_P: Tensor) -> Tensor:
-        if ratios_by_sequence is not None:
-            return ratios_by_sequence[rows]
-        return token_ratios(logprobs_P, sampled.part(rows))
+        return token_ratios(logprobs_P, sampled.part(rows)) if by_sequence is None else by_sequence[rows]
 
     def weigh(rows: slice, losses_P: Tensor) -> Tensor:
         own = sampled.part(rows)
         return counts_P[rows] * weights(-losses_P, ratios(rows, -losses_P), own, rl.objective)
 
-    logprobs_P = -accumulate_gradients(model, batch, positions, weigh, temperature=_temperature(rl))
+    logprobs_P = -accumulate_gradients(model, batch, positions, targets_P, weigh, temperature=temperature)
     ratios_P = ratios(slice(None), logprobs_P)
     start = 0
-    for slot, number in spans.items():
-        rows = slice(start, start + number)
-        tallies[slot].add(logprobs_P[rows], ratios_P[rows], sampled.part(rows), counts_P[rows], rl)
+    for slot, rows in spans.items():
+        here = slice(start, start + rows.stop - rows.start)
+        tallies[slot].add(logprobs_P[here], ratios_P[here], sampled.part(here), counts_P[here], rl)
         tallies[slot].tokens += batch.num_real_tokens[slot]
-        done[slot] += number
-        start += number
+        start = here.stop
+
+
+def _numbered(completions: Sequence[Tensor]) -> Tensor:
+    """Completions of several slots numbered from 0 in order; those of a document are not in order, but adjacent."""
+    parts: list[Tensor] = []
+    start = 0
+    for own in completions:
+        least = int(own.min())
+        parts.append(own - least + start)
+        start += int(own.max()) - least + 1
+    return torch.cat(parts)
 
 
 def _temperature(rl: RLSpec) -> float:
     """Of the distribution that was sampled; greedy completions are taken as samples at 1."""
     return rl.sampling.temperature or 1.0
-
-
-def _base(model: CausalLM, batch: PackedBatch, rl: RLSpec) -> Tensor | None:
-    """Log-probabilities under the base: the bank with its rows routed to no slot."""
-    if not rl.objective.kl:
-        return None
-    return -batch_nll(model, batch, Routing.from_lengths({None: len(batch.tokens)}), temperature=_temperature(rl))
-
-
-def _spans(batch: PackedBatch, positions: Tensor) -> dict[str, int]:
-    """Loss positions of each slot, in order."""
-    numbers: dict[str, int] = {}
-    start = 0
-    for slot, length in batch.slot_lengths.items():
-        numbers[slot] = int(((positions >= start) & (positions < start + length)).sum())
-        start += length
-    return numbers
-
-
-def _joined(parts: Sequence[Sampled], base_P: Tensor | None) -> Sampled:
-    """Tokens of several slots one after another, completions numbered from 0."""
-    completions: list[Tensor] = []
-    start = 0
-    for part in parts:
-        completions.append(part.completions - part.completions[0] + start)
-        start = int(completions[-1][-1]) + 1
-    return Sampled(
-        logprobs=torch.cat([part.logprobs for part in parts]),
-        advantages=torch.cat([part.advantages for part in parts]),
-        completions=torch.cat(completions),
-        base_logprobs=base_P,
-    )
 
 
 class _Tally:

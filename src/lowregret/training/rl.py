@@ -277,6 +277,9 @@ class _Job:
         hows: list[tuple[How, SamplingSpec, int]] = [("greedy", replace(self.rl.sampling, temperature=0.0), 1)]
         if self.rl.eval_samples:
             hows.append(("sampled", self.rl.sampling, self.rl.eval_samples))
+        if 0 < state.step < self.plan.steps:
+            # On the way only what is judged: the other kind is of interest before and after.
+            hows = [how for how in hows if how[0] == self.rl.judge_by]
         for split, problems in (("validation", self.data.validation), ("test", self.data.test)):
             for how, spec, size in hows:
                 found: dict[str, AccuracyRow] = {}

@@ -104,7 +104,8 @@ def forward_backward(model: CausalLM, batch: PackedBatch, totals: Mapping[str, f
     normaliser_T = _per_token(batch, {slot: 1.0 / total for slot, total in totals.items()})
     positions = torch.nonzero(batch.weights).flatten()
     weights_P = batch.weights[positions] * normaliser_T[positions]
-    losses_P = accumulate_gradients(model, batch, positions, lambda rows, losses: weights_P[rows])
+    targets_P = batch.targets[positions]
+    losses_P = accumulate_gradients(model, batch, positions, targets_P, lambda rows, losses: weights_P[rows])
     return _sum_by_slot(batch, positions, losses_P * weights_P)
 
 
@@ -113,28 +114,42 @@ Weigh = Callable[[slice, Tensor], Tensor]
 
 
 def accumulate_gradients(
-    model: CausalLM, batch: PackedBatch, positions: Tensor, weigh: Weigh, *, temperature: float = 1.0
+    model: CausalLM,
+    batch: PackedBatch,
+    positions: Tensor,
+    targets_P: Tensor,
+    weigh: Weigh,
+    *,
+    temperature: float = 1.0,
 ) -> Tensor:
     """Forward and backward of one micro-batch on the model's device; returns the nll of each loss position.
 
     Logits exist for one chunk of loss positions at a time; the body's backward runs once, from the hidden states.
+
+    Args:
+        positions: rows of the batch whose hidden states predict something, ascending; a row may stand several times.
+        targets_P: the token that each of them is to predict.
     """
     with model.routed(Routing.from_lengths(batch.slot_lengths)):
         hidden_TD = model.hidden(batch)
         leaf_PD = hidden_TD.detach()[positions]
-        losses_P, grad_PD = _head_backward(model, leaf_PD, batch, positions, weigh, temperature)
-        grad_TD = torch.zeros_like(hidden_TD)
-        grad_TD[positions] = grad_PD
+        losses_P, grad_PD = _head_backward(model, leaf_PD, batch, positions, targets_P, weigh, temperature)
+        grad_TD = torch.zeros_like(hidden_TD).index_add_(0, positions, grad_PD)
         hidden_TD.backward(grad_TD)
     return losses_P
 
 
 def _head_backward(
-    model: CausalLM, leaf_PD: Tensor, batch: PackedBatch, positions: Tensor, weigh: Weigh, temperature: float
+    model: CausalLM,
+    leaf_PD: Tensor,
+    batch: PackedBatch,
+    positions: Tensor,
+    targets_P: Tensor,
+    weigh: Weigh,
+    temperature: float,
 ) -> tuple[Tensor, Tensor]:
     """Loss of each position and the gradient of its hidden state, chunk by chunk."""
     routing = Routing.from_lengths(batch.slot_lengths)
-    targets_P = batch.targets[positions]
     losses, grads = [], []
     for rows in _chunks(positions, model.chunk_rows):
         number = positions[rows].numel()
@@ -166,7 +181,6 @@ def _filled(weigh: Weigh, rows: slice, number: int, filled: int) -> Callable[[Te
     return lambda losses: pad(weigh(rows, losses[:number]), (0, filled))
 
 
-@torch.no_grad()
 def batch_nll(
     model: CausalLM, batch: PackedBatch, routing: Routing | None = None, *, temperature: float = 1.0
 ) -> Tensor:
@@ -177,15 +191,29 @@ def batch_nll(
         temperature: logits are divided by it.
     """
     batch = batch.to(model.device)
+    positions = torch.nonzero(batch.weights).flatten()
+    return nll_at(model, batch, positions, batch.targets[positions], routing, temperature=temperature)
+
+
+@torch.no_grad()
+def nll_at(
+    model: CausalLM,
+    batch: PackedBatch,
+    positions: Tensor,
+    targets_P: Tensor,
+    routing: Routing | None = None,
+    *,
+    temperature: float = 1.0,
+) -> Tensor:
+    """`batch_nll` of given positions and targets, as `accumulate_gradients` takes them, of a batch on the device."""
     routing = routing or Routing.from_lengths(batch.slot_lengths)
     with model.routed(routing):
         hidden_TD = model.hidden(batch)
-    positions = torch.nonzero(batch.weights).flatten()
     losses = []
     for rows in _chunks(positions, model.chunk_rows):
         with model.routed(routing.selected(positions[rows].tolist())):
             logits = _at(temperature, model.logits(hidden_TD[positions[rows]]))
-            losses.append(nll(logits, batch.targets[positions[rows]]))
+            losses.append(nll(logits, targets_P[rows]))
     return torch.cat(losses)
 
 
