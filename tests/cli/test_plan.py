@@ -203,7 +203,7 @@ def test_the_bits_of_generated_facts_are_known(settings: tuple[str, ...], capsys
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--group", "0", "--task", "rl"], "group: 0 completions a prompt give no advantage"),
+        (["--group", "0", "--task", "rl"], "rl.group: in a group of 0"),
         (["--reward-bins", "0", "--task", "rl"], "reward_bins: 0 distinct rewards"),
         (["--tflops", "nan"], "--tflops: nan must be positive"),
         (["--bits-per-parameter", "0"], "--bits-per-parameter: 0 must be positive"),

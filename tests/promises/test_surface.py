@@ -132,6 +132,10 @@ OPTIONS = {
 --grid {adaptive,paper,fixed}
 --lr A,B,...
 --full-lr A,B,...
+--reward A,B,...
+--group N
+--max-new-tokens N
+--judge-by {greedy,sampled}
 --support {all,matched}
 --max-length N
 --limit N

@@ -18,14 +18,16 @@ class Study:
 
     lowregret study rank --model micro --data markov --rank 1,4,16,64 --steps 150 --workers 2
 
+    lowregret study rl --model micro-max3 --data max3 --reward exact --max-new-tokens 1 --steps 120 --seeds 8
+
     lowregret study study.toml
 
     lowregret study --resume studies/mine
     """
 
     what: Positional[Annotated[str | None, arg(metavar="[PROTOCOL|STUDY.toml]", help_behavior_hint="")]] = None
-    """rank, learning-rate, batch-size, layers, early, ratio, capacity, invariance, dynamics, cost or certify; or a spec
-    file with several questions."""
+    """rank, learning-rate, batch-size, layers, early, ratio, capacity, invariance, dynamics, cost, certify, rl or
+    rl-layers; or a spec file with several questions."""
     model: Text = None
     """Hub id, local folder, .gguf file, a packaged name, or micro, nano (made here in minutes)."""
     data: Text = None
@@ -51,6 +53,14 @@ class Study:
     """Learning rates of a fixed grid."""
     full_lr: Items = None
     """Those of full fine-tuning on a fixed grid (--lr)."""
+    reward: Items = None
+    """How answers are scored, for rl and rl-layers: math, exact, reasoning-gym, file.py:function."""
+    group: Whole = None
+    """Completions of each prompt, for rl and rl-layers (16)."""
+    max_new_tokens: Whole = None
+    """Longest completion in tokens, for rl and rl-layers (256)."""
+    judge_by: Annotated[Literal["greedy", "sampled"] | None, QUIET] = None
+    """Held-out answers that count, for rl and rl-layers (greedy)."""
     support: Annotated[Literal["all", "matched"] | None, QUIET] = None
     """What full fine-tuning trains: all weights, or the matrices that the adapters adapt (matched)."""
     max_length: Whole = None

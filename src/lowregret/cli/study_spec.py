@@ -6,15 +6,27 @@ from collections.abc import Set
 from dataclasses import replace
 from pathlib import Path
 
-from lowregret.cli.reading import numbers
+from lowregret.cli.reading import items, numbers
 from lowregret.cli.study_flags import Study
 from lowregret.data.micro import FACT_BITS
+from lowregret.data.presets import with_preset
 from lowregret.errors import CheckpointError, SpecError
-from lowregret.specs import DataSpec, GridSpec, HardwareSpec, ModelSpec, QuestionSpec, StudySpec, TrainSpec
+from lowregret.specs import (
+    DataSpec,
+    GridSpec,
+    HardwareSpec,
+    ModelSpec,
+    QuestionSpec,
+    RewardSpec,
+    RLSpec,
+    StudySpec,
+    TrainSpec,
+)
 from lowregret.specs.codec import read_toml
 from lowregret.store.study import StudyDirectory
 from lowregret.studies.adaptive import PAPER_RANKS
 from lowregret.studies.extend import refuse_other, with_seeds
+from lowregret.studies.questions import REINFORCED
 
 TOML = ".toml"
 NEVER = 1_000_000_000
@@ -59,6 +71,7 @@ def _question(command: Study, protocol: str) -> QuestionSpec:
         value = getattr(command, field)
         if value is not None:
             data = replace(data, **{field: value})
+    data, rl = _rl(command, data)
     if command.seeds is not None and command.seeds < 1:
         raise SpecError(f"--seeds: {command.seeds} must be at least 1; give 3 or more for a verdict")
     return QuestionSpec(
@@ -81,7 +94,31 @@ def _question(command: Study, protocol: str) -> QuestionSpec:
         support=command.support or default.support,
         seeds=default.seeds if command.seeds is None else tuple(range(command.seeds)),
         grid=_grid(command),
+        rl=rl,
     )
+
+
+def _rl(command: Study, data: DataSpec) -> tuple[DataSpec, RLSpec | None]:
+    """What a question of RL has beyond others; the data with what its short name stands for."""
+    flags = {name: getattr(command, name) for name in ("reward", "group", "max_new_tokens", "judge_by")}
+    if command.what not in REINFORCED:
+        for name, value in flags.items():
+            if value is not None:
+                raise SpecError(f"--{name.replace('_', '-')}: is for {' and '.join(REINFORCED)}; leave it out")
+        return with_preset(data)
+    rewards = tuple(RewardSpec(source=source) for source in items("reward", command.reward))
+    rl = RLSpec(
+        rewards=rewards, judge_by=command.judge_by or "greedy", eval_samples=1 if command.judge_by == "sampled" else 0
+    )
+    rl = replace(rl, group=command.group or rl.group)
+    if command.max_new_tokens is not None:
+        rl = replace(rl, sampling=replace(rl.sampling, max_new_tokens=command.max_new_tokens))
+    data, filled = with_preset(data, rl)
+    if filled is None or not filled.rewards:
+        raise SpecError(
+            "--reward: is missing; say how answers are scored: math, exact, reasoning-gym, file.py:function"
+        )
+    return data, filled
 
 
 def _steps(command: Study, *, capacity: bool) -> tuple[int, ...]:

@@ -44,6 +44,8 @@ Groups = dict[str, list[RolloutGroup]]
 How = Literal["greedy", "sampled"]
 PASS_TOLERANCE = 1e-6
 """A completion passes if its reward is the full one, up to rounding of a weighted sum."""
+KL_PROBLEMS = 64
+"""Held-out problems on whose completions divergence from the base is measured: it takes two forwards of each."""
 COLLAPSED = 0.5
 """A slot has collapsed if its final accuracy is below this share of its best (science.md, section 3: runs at too high a
 rate read 0.85 at their best and 0 at their end)."""
@@ -291,7 +293,7 @@ class _Job:
                     groups = self.groups(lane, spec, problems, indices, size, (state.step, -1))
                     for slot, own in groups.items():
                         kl = (
-                            mean_divergence(lane, slot, own, self.plan.tokens_per_microbatch)
+                            mean_divergence(lane, slot, own[:KL_PROBLEMS], self.plan.tokens_per_microbatch)
                             if (how == "sampled" and state.step)
                             else None
                         )
