@@ -10,7 +10,7 @@ INPUTS := pyproject.toml constraints.txt Makefile
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
 
 .DEFAULT_GOAL := help
-.PHONY: help run rl study study-ratio test test-long lint format types contract bench clean
+.PHONY: help run rl study study-ratio study-rl test test-long lint format types contract bench clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -28,6 +28,10 @@ study: .venv/.run ## The paper on a laptop: every experiment on micro bases, in 
 study-ratio: .venv/.run ## The ratio of best learning rates against width, alpha and run length (up to an hour)
 	if [ -f studies/ratio/study.toml ]; then $(BIN)/lowregret study --resume studies/ratio; \
 	else $(BIN)/lowregret study papers/ratio.toml --out studies/ratio; fi
+
+study-rl: .venv/.run ## Rank 1 against full fine-tuning in reinforcement learning, learning rates swept (half an hour)
+	if [ -f studies/rl/study.toml ]; then $(BIN)/lowregret study --resume studies/rl; \
+	else $(BIN)/lowregret study papers/rl.toml --out studies/rl; fi
 
 test: .venv/.dev ## Tests, doctests and promises (under ten minutes on two cores)
 	$(PYTEST)

@@ -17,10 +17,12 @@ from typing import Any
 
 from lowregret.specs import QuestionSpec
 from lowregret.store.study import STUDY, StudyDirectory
+from lowregret.studies.accuracy import num_collapsed, tuned_accuracy
 from lowregret.studies.best_rate import log_best_rates, tuned_test_losses
 from lowregret.studies.outcome import Outcome
+from lowregret.studies.questions import REINFORCED
 from lowregret.studies.reading import outcomes_of
-from lowregret.studies.students_t import t_interval
+from lowregret.studies.students_t import Floats, t_interval
 from lowregret.studies.surface import Refused, Surface, surfaces
 
 ROOT = Path(__file__).parents[1]
@@ -109,6 +111,8 @@ def _pair(value: Any) -> str:
 
 
 def _rates(index: int, question: QuestionSpec, outcomes: tuple[Outcome, ...]) -> list[str]:
+    if question.protocol in REINFORCED:
+        return _accuracies(index, question, outcomes)
     found = {arm: surface for arm, surface in surfaces(outcomes).items() if surface.num_rates > 1}
     if not found or question.protocol == "capacity":
         return []
@@ -122,6 +126,31 @@ def _rates(index: int, question: QuestionSpec, outcomes: tuple[Outcome, ...]) ->
         place = f"{arm.width} | {arm.batch_size} | {arm.steps} | {surface.num_rates} | {len(surface.seeds)}"
         lines.append(f"| {arm.label} | {place} | {best} | {interval} | {_tuned(surface)} |")
     return lines
+
+
+def _accuracies(index: int, question: QuestionSpec, outcomes: tuple[Outcome, ...]) -> list[str]:
+    """Held-out accuracy at the rate that validation chose, mean (lowest to highest seed)."""
+    lines = ["", f"Question {index + 1}, {question.protocol}; accuracy at the rate that validation chose:", ""]
+    lines += [
+        "| arm | parameters | rates | seeds | rate | at the start | at the end | best over steps | cells collapsed |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for arm, surface in surfaces(outcomes).items():
+        own = [outcome for outcome in outcomes if outcome.arm == arm]
+        lost = f"{num_collapsed(own)} of {len(own)}"
+        try:
+            tuned = tuned_accuracy(surface)
+            values = f"{tuned.rate:.3g} | {_seeds(tuned.start)} | {_seeds(tuned.final)} | {_seeds(tuned.best)}"
+        except Refused as refused:
+            values = f"- | - | {refused.reason} | -"
+        lines.append(
+            f"| {arm.label} | {arm.params:,} | {surface.num_rates} | {len(surface.seeds)} | {values} | {lost} |"
+        )
+    return lines
+
+
+def _seeds(values: Floats) -> str:
+    return f"{values.mean():.3f} ({values.min():.3f} to {values.max():.3f})"
 
 
 def _best(surface: Surface) -> tuple[str, str]:

@@ -9,7 +9,8 @@ from lowregret.report.numbers import MISSING, count, learning_rate
 from lowregret.report.protocols.asked import arm_names, by_arm
 from lowregret.report.study_tables import html_table
 from lowregret.specs import Arm
-from lowregret.studies.accuracy import COLLAPSED, num_collapsed, tuned_accuracy
+from lowregret.specs.rl import COLLAPSED
+from lowregret.studies.accuracy import num_collapsed, tuned_accuracy
 from lowregret.studies.outcome import Outcome
 from lowregret.studies.students_t import Floats
 from lowregret.studies.surface import Refused, surfaces

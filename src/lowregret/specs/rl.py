@@ -10,6 +10,11 @@ from lowregret.specs.reward import RewardSpec
 from lowregret.specs.sampling import SamplingSpec
 
 
+COLLAPSED = 0.5
+"""A run has collapsed that ends below this share of its best accuracy (science.md, section 3: at too high a rate others
+read 0.85 at the best step and 0 at the end)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RLSpec:
     """Groups, rewards, sampler and objective. `train.batch_size` counts prompts a step and slot.

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lowregret.specs.rl import COLLAPSED
 from lowregret.studies.best_rate import best_point
 from lowregret.studies.outcome import Outcome
 from lowregret.studies.students_t import Floats
 from lowregret.studies.surface import Refused, Surface
 
-COLLAPSED = 0.5
-"""A cell has collapsed whose accuracy at the end is less than this share of the best that it ever had."""
 NEAR = 0.02
 """Accuracy under the best rate's at which its neighbour is as good: that of C10's plateau."""
 EVEN = 0.05

@@ -24,6 +24,7 @@ from lowregret.models.locate import ModelFolder
 from lowregret.sampling.engine import Engine
 from lowregret.sampling.rollouts import Scores, rollout_groups, rollout_seed
 from lowregret.specs import ResolvedPlan, SamplingSpec
+from lowregret.specs.rl import COLLAPSED
 from lowregret.store.rows import AccuracyRow, PolicyRow, RolloutRow
 from lowregret.store.run import RunDirectory
 from lowregret.training.adapters_out import write_adapters
@@ -46,9 +47,6 @@ PASS_TOLERANCE = 1e-6
 """A completion passes if its reward is the full one, up to rounding of a weighted sum."""
 KL_PROBLEMS = 64
 """Held-out problems on whose completions divergence from the base is measured: it takes two forwards of each."""
-COLLAPSED = 0.5
-"""A slot has collapsed if its final accuracy is below this share of its best (science.md, section 3: runs at too high a
-rate read 0.85 at their best and 0 at their end)."""
 
 
 @dataclass(frozen=True, kw_only=True)
