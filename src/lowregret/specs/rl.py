@@ -9,7 +9,6 @@ from lowregret.specs.objective import PolicyGradientSpec
 from lowregret.specs.reward import RewardSpec
 from lowregret.specs.sampling import SamplingSpec
 
-
 COLLAPSED = 0.5
 """A run has collapsed that ends below this share of its best accuracy (science.md, section 3: at too high a rate others
 read 0.85 at the best step and 0 at the end)."""
