@@ -62,8 +62,13 @@ class Series:
 
     @property
     def smoothed(self) -> tuple[Curve, ...]:
-        """Over about the last fifth of the steps so far."""
-        return tuple(replace(curve, values=tuple(smooth(curve.values, [1] * len(curve.values)))) for curve in self.raw)
+        """Over about the last fifth of the steps so far; a constant stays one, to the last digit."""
+        return tuple(
+            curve
+            if len(set(curve.values)) == 1
+            else replace(curve, values=tuple(smooth(curve.values, [1] * len(curve.values))))
+            for curve in self.raw
+        )
 
 
 def accuracy_curves(rows: Sequence[AccuracyRow], plan: ResolvedPlan) -> dict[str, tuple[Curve, ...]]:

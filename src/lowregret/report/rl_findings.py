@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from lowregret.report.findings import Verdict, count_parameters, listed, rank_of, slot_order
 from lowregret.specs import RunSpec
+from lowregret.specs.rl import COLLAPSED
 from lowregret.store import RunDirectory
 from lowregret.store.rows import AccuracyRow, PolicyRow
 
@@ -50,8 +51,11 @@ class AccuracyFinding:
     """Bits that its parameters hold."""
     diverged: bool = False
     """Retired because a number was not finite."""
-    collapsed: bool = False
-    """It ended far below its best; known once the run is finished."""
+
+    @property
+    def collapsed(self) -> bool:
+        """It stands far below its best."""
+        return None not in (self.after, self.best) and (self.after or 0.0) < COLLAPSED * (self.best or 0.0)
 
     @property
     def rise(self) -> float | None:
@@ -98,7 +102,6 @@ def accuracy_findings(run: RunDirectory) -> tuple[AccuracyFinding, ...]:
                 bits=sum(row.bits for row in policy if row.slot == slot.name),
                 capacity=holds,
                 diverged=slot.name in ended,
-                collapsed=bool(summary.get(slot.name, {}).get("collapsed", False)),
             )
         )
     return tuple(found)

@@ -25,7 +25,7 @@ def accuracy_table(findings: Sequence[AccuracyFinding], verdict: Verdict, *, pro
         "after",
         "best on the way",
         "validation",
-        "bits in its rewards, at most",
+        "reward bits, at most",
         "bits it holds",
     )
     rows: list[str] = []

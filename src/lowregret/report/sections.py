@@ -132,14 +132,16 @@ def decisions(plan: ResolvedPlan) -> str:
 def data(run: RunDirectory) -> str:
     """Which data, and what became of its examples."""
     facts = run.plan.facts
+    names = ("training examples", "training tokens", "of these with loss", "longest example")
+    if run.spec.rl is not None:
+        names = ("training problems", "tokens of their prompts", "drawn an epoch, at most", "longest with completion")
+    numbers = (facts.num_examples, facts.num_tokens, facts.num_completion_tokens, facts.longest)
     about = {
         "source": run.spec.data.source,
-        "training examples": count(facts.num_examples),
-        "training tokens": count(facts.num_tokens),
-        "of these with loss": count(facts.num_completion_tokens),
-        "longest example": f"{count(facts.longest)} tokens",
+        **{name: count(number) for name, number in zip(names, numbers, strict=True)},
         "counts": "approximate" if facts.approximate else "exact",
     }
+    about[names[-1]] += " tokens"
     report = run.data_report
     body = _pairs(about) + (f"<h3>What became of the examples</h3>{_pairs(flatten(report))}" if report else "")
     return section("Data", body, anchor="data")
