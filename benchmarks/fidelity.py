@@ -98,7 +98,7 @@ def main() -> None:
             example(data.train[(step * arguments.batch_size + k) % len(data.train)])
             for k in range(arguments.batch_size)
         ]
-        train_step(tested, microbatches({"s": chosen}, BUDGET), optimizers, factor=1.0, step=step)
+        train_step(tested, microbatches({"s": chosen}, BUDGET), optimizers, factor=1.0)
         if step not in arguments.steps:
             continue
         for mine, theirs in zip(exact_bank.blocks("s"), bank.blocks("s"), strict=True):

@@ -97,7 +97,7 @@ def _steps() -> Callable[[int], list[float]]:
             for name, order in orders.items()
         }
         batches = microbatches(rows, plan.tokens_per_microbatch)
-        reports = train_step(lane.model, batches, lane.optimizers, factor=1.0, step=number + 1)
+        reports = train_step(lane.model, batches, lane.optimizers, factor=1.0)
         return [report.loss for report in reports.values()]
 
     return step

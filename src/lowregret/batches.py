@@ -154,5 +154,5 @@ class RolloutGroup:
 
     @property
     def has_signal(self) -> bool:
-        """Whether some rewards differ: else every advantage is 0 and so is the gradient."""
-        return bool(np.ptp(self.rewards) > 0)
+        """Whether some rewards differ by more than rounding: else every advantage is 0 and so is the gradient."""
+        return bool(np.ptp(self.rewards) > 1e-9 * max(1.0, float(np.abs(self.rewards).max())))

@@ -44,7 +44,7 @@ def run_slots(names: list[str], dtype: torch.dtype) -> tuple[dict[str, list[floa
     losses: dict[str, list[float]] = {name: [] for name in names}
     for step in range(10):
         documents = {name: examples(3, seed=100 * list(SLOTS).index(name) + step) for name in names}
-        for name, report in train_step(lm, [packed(documents)], optimizer, factor=1.0, step=step).items():
+        for name, report in train_step(lm, [packed(documents)], optimizer, factor=1.0).items():
             losses[name].append(report.loss)
     update = {name: torch.cat([b.value for b in bank.blocks(name)]) - start[name] for name in names}
     return losses, update
@@ -67,7 +67,7 @@ def test_slots_of_one_bank_equal_separate_runs(dtype: torch.dtype) -> None:
 def test_slots_that_join_and_leave_do_not_touch_the_others() -> None:
     lm, bank = bank_on(tiny_llama(), {"a": AdapterSpec(rank=4)})
     optimizer = optimizers(bank, {"a": OptimSpec(lr=1e-2)})
-    train_step(lm, [packed({"a": examples(2)})], optimizer, factor=1.0, step=1)
+    train_step(lm, [packed({"a": examples(2)})], optimizer, factor=1.0)
     before = [block.value.clone() for block in bank.blocks("a")]
     with lm.routed(Routing.from_lengths({"a": 5})):
         logits = lm.logits(lm.hidden(packed({"a": examples(1, shortest=5, longest=5)})))
@@ -85,7 +85,7 @@ def test_a_slot_without_tokens_stays_bitwise_unchanged() -> None:
     randomise_b(bank, "idle")
     before = [block.value.clone() for block in bank.blocks("idle")]
     optimizer = optimizers(bank, {"busy": OptimSpec(lr=1e-2), "idle": OptimSpec(lr=1e-2, weight_decay=0.1)})
-    reports = train_step(lm, [packed({"busy": examples(3)})], optimizer, factor=1.0, step=1)
+    reports = train_step(lm, [packed({"busy": examples(3)})], optimizer, factor=1.0)
     assert set(reports) == {"busy"}
     assert all(torch.equal(b.value, old) for b, old in zip(bank.blocks("idle"), before, strict=True))
     assert all(not b.grad.any() for b in bank.blocks("idle"))
@@ -103,7 +103,7 @@ def test_a_slot_that_goes_nan_is_retired_and_no_other_changes(dtype: torch.dtype
             bank.publish("bad")
         for step in range(3):
             documents = {slot: examples(2, seed=step) for slot in ("bad", "good") if slot in bank.slots or not poisoned}
-            reports = train_step(lm, [packed(documents)], optimizer, factor=1.0, step=step)
+            reports = train_step(lm, [packed(documents)], optimizer, factor=1.0)
             if poisoned and step == 0:
                 assert reports["bad"].diverged
                 assert not reports["good"].diverged
@@ -118,10 +118,10 @@ def test_a_slot_that_goes_nan_is_retired_and_no_other_changes(dtype: torch.dtype
 def test_a_slot_whose_update_overflows_is_never_published() -> None:
     lm, bank = bank_on(tiny_llama(), {"bad": AdapterSpec(rank=4), "good": AdapterSpec(rank=4)})
     optimizer = optimizers(bank, {"bad": OptimSpec(lr=1e35), "good": OptimSpec(lr=1e-3)})
-    reports = train_step(lm, [packed({"bad": examples(2), "good": examples(2)})], optimizer, factor=1.0, step=1)
+    reports = train_step(lm, [packed({"bad": examples(2), "good": examples(2)})], optimizer, factor=1.0)
     assert reports["bad"].diverged
     assert not reports["good"].diverged
-    reports = train_step(lm, [packed({"good": examples(2)})], optimizer, factor=1.0, step=2)
+    reports = train_step(lm, [packed({"good": examples(2)})], optimizer, factor=1.0)
     assert not reports["good"].diverged
     assert bank.slots == ("good",)
 

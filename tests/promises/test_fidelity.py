@@ -50,8 +50,8 @@ def trained_adapter(*, steps: int = 1, lr: float = 3e-4, width: int = 128) -> tu
     exact, exact_bank = bank_on(base(width), spec)
     tested, tested_bank = bank_on(base(width), spec, dtype=torch.bfloat16)
     optimizer = optimizers(tested_bank, {"s": OptimSpec(lr=lr)})
-    for step in range(1, steps + 1):
-        train_step(tested, [packed({"s": DOCUMENTS})], optimizer, factor=1.0, step=step)
+    for _ in range(steps):
+        train_step(tested, [packed({"s": DOCUMENTS})], optimizer, factor=1.0)
     for mine, theirs in zip(exact_bank.blocks("s"), tested_bank.blocks("s"), strict=True):
         mine.value.copy_(theirs.value)
     exact_bank.publish("s")
@@ -99,7 +99,7 @@ def test_full_fine_tuning_acts_in_its_bf16_copy_when_rounded_stochastically(roun
     tested, full = with_full(cast_parameters(base(), torch.bfloat16), FullSpec(rounding=rounding), masters=masters)
     before = by_example(tested, "full")
     optimizer = {"full": AdamW(OptimSpec(lr=5e-5), full.blocks("full"))}
-    train_step(tested, [packed({"full": DOCUMENTS})], optimizer, factor=1.0, step=1)
+    train_step(tested, [packed({"full": DOCUMENTS})], optimizer, factor=1.0)
     for name, master in exact_full.masters.items():
         master.copy_(full.masters[name])
     found = forward_fidelity(

@@ -12,7 +12,9 @@ from tests.tiny import VOCABULARY, bank_on, randomise_b, tiny_llama
 from torch import Tensor
 
 from lowregret.adapters.bank import AdapterBank
+from lowregret.adapters.routing import Routing
 from lowregret.batches import Completion, Rollout, RolloutGroup
+from lowregret.models.attention import Packing
 from lowregret.models.causal_lm import CausalLM
 from lowregret.objectives.policy_gradient import Sampled, sequence_ratios, surrogate, token_ratios, weights
 from lowregret.sampling.sampler import Request, Sampler
@@ -53,9 +55,7 @@ def step(
     lm: CausalLM, bank: AdapterBank, groups: dict[str, list[RolloutGroup]], rl: RLSpec, **settings: Any
 ) -> dict[str, PolicyStep]:
     optimizers = {slot: AdamW(OptimSpec(lr=1e-3), bank.blocks(slot)) for slot in groups}
-    return policy_step(
-        lm, groups, optimizers, rl, tokens_per_microbatch=settings.get("tokens", 10_000), factor=1.0, step=1
-    )
+    return policy_step(lm, groups, optimizers, rl, tokens_per_microbatch=settings.get("tokens", 10_000), factor=1.0)
 
 
 def gradients(bank: AdapterBank, slot: str) -> Tensor:
@@ -136,7 +136,9 @@ def test_micro_batches_add_up(spec: PolicyGradientSpec) -> None:
     lm, bank = bank_model()
     groups = {slot: groups_of(lm, slot, seed=seed, rl=rl) for seed, slot in enumerate(("a", "b"))}
     randomise_b(bank, "a", scale=0.1, seed=9)  # the learner has moved since: ratios are no longer 1
-    whole = step(*bank_at(bank), groups, rl)
+    whole_lm, whole_bank = bank_at(bank)
+    whole = step(whole_lm, whole_bank, groups, rl)
+    expected = {slot: gradients(whole_bank, slot) for slot in groups}
     for tokens in (20, 60):
         lm, moved = bank_at(bank)
         parts = step(lm, moved, groups, rl, tokens=tokens)
@@ -144,6 +146,8 @@ def test_micro_batches_add_up(spec: PolicyGradientSpec) -> None:
         assert parts["a"].ratio_max == pytest.approx(whole["a"].ratio_max)
         assert parts["a"].ratio_max > 1.01
         assert parts["b"].grad_norm == pytest.approx(whole["b"].grad_norm, rel=1e-9)
+        for slot in groups:
+            torch.testing.assert_close(gradients(moved, slot), expected[slot], rtol=1e-9, atol=1e-12)
 
 
 def bank_at(bank: AdapterBank) -> tuple[CausalLM, AdapterBank]:
@@ -225,3 +229,79 @@ def test_a_repeated_completion_weighs_as_often_as_it_was_drawn() -> None:
     expected = reinforce_by_hand("a", [repeated])
     assert relative_difference(gradients(bank, "a"), expected) < 1e-5
     assert report.tokens < sum(len(repeated.prompt) + r.completion.num_tokens for r in repeated.rollouts)
+
+
+def one_token_group(lm: CausalLM, slot: str, prompt: tuple[int, ...], number: int, rewards: str) -> RolloutGroup:
+    """Many answers of one token, so that what is exact is near."""
+    request = Request(slot=slot, prompt=prompt, seeds=tuple(range(number)))
+    (drawn,) = Sampler(lm, SamplingSpec(max_new_tokens=1, rows=number), stop_tokens=frozenset()).sample([request])
+    values = [1.0] * number if rewards == "equal" else [float(said.tokens[0] % 2) for said in drawn]
+    rollouts = [
+        Rollout(completion=said, text="", reward=value, failure="") for said, value in zip(drawn, values, strict=True)
+    ]
+    return RolloutGroup(problem=0, prompt=prompt, rollouts=tuple(rollouts))
+
+
+def distributions(lm: CausalLM, slot: str, prompt: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the first answer token under the slot and under the base."""
+    tokens, positions = torch.tensor(prompt), torch.arange(len(prompt))
+    found: list[Tensor] = []
+    for name in (slot, None):
+        with torch.no_grad(), lm.routed(Routing.from_lengths({name: len(prompt)})):
+            hidden = lm.hidden_of(tokens, positions, Packing(lengths=(len(prompt),)))
+        with torch.no_grad(), lm.routed(Routing.from_lengths({name: 1})):
+            found.append(torch.log_softmax(lm.logits(hidden[-1:])[0], -1))
+    return found[0], found[1]
+
+
+def divergence(lm: CausalLM, prompt: tuple[int, ...]) -> float:
+    own, base = distributions(lm, "a", prompt)
+    return float((own.exp() * (own - base)).sum())
+
+
+PROMPT = (5, 17, 30, 2)
+
+
+def test_logged_divergence_is_that_of_what_was_drawn_repeats_included() -> None:
+    rl = replace(RL, objective=PolicyGradientSpec(kl=0.1))
+    lm, bank = bank_model()
+    group = one_token_group(lm, "a", PROMPT, 256, "odd")
+    own, base = distributions(lm, "a", PROMPT)
+    tokens = [int(rollout.completion.tokens[0]) for rollout in group.rollouts]
+    assert len(set(tokens)) < 100
+    expected = float(np.mean([float(own[token] - base[token]) for token in tokens]))
+    (report,) = step(lm, bank, {"a": [group]}, rl).values()
+    assert report.kl == pytest.approx(expected, abs=1e-5)
+    assert report.kl == pytest.approx(divergence(bank_model()[0], PROMPT), abs=0.15)
+    assert report.ratio_mean == pytest.approx(1.0, abs=1e-5)
+
+
+def test_a_price_on_divergence_lowers_it() -> None:
+    rl = replace(RL, objective=PolicyGradientSpec(kl=1.0))
+    lm, bank = bank_model()
+    before = divergence(lm, PROMPT)
+    for _ in range(8):
+        step(lm, bank, {"a": [one_token_group(lm, "a", PROMPT, 4096, "equal")]}, rl)
+    assert divergence(lm, PROMPT) < 0.8 * before
+
+
+def test_weights_that_overflow_retire_their_slot_and_no_other() -> None:
+    lm, bank = bank_model(torch.float32)
+    healthy = groups_of(lm, "a")
+    alone = gradients_after(lm, bank, {"a": healthy})
+    lm, bank = bank_model(torch.float32)
+    for block in bank.blocks("b"):
+        block.value.mul_(1e12)
+    bank.publish("b")
+    wild = groups_of(lm, "b")
+    assert any(not np.isfinite(r.completion.logprobs).all() for group in wild for r in group.rollouts)
+    reports = step(lm, bank, {"a": groups_of(lm, "a"), "b": wild}, RL)
+    assert reports["b"].diverged
+    assert not reports["a"].diverged
+    assert bank.slots == ("a",)
+    torch.testing.assert_close(gradients(bank, "a"), alone)
+
+
+def gradients_after(lm: CausalLM, bank: AdapterBank, groups: dict[str, list[RolloutGroup]]) -> Tensor:
+    step(lm, bank, groups, RL)
+    return gradients(bank, next(iter(groups)))

@@ -18,6 +18,7 @@ from lowregret.adapters.routing import Routing
 from lowregret.batches import Completion, TokenizedExample
 from lowregret.models.causal_lm import CausalLM
 from lowregret.models.load import cast_parameters, prepare_module
+from lowregret.sampling import sampler
 from lowregret.sampling.sampler import Request, Sampler
 from lowregret.specs import AdapterSpec, SamplingSpec
 from lowregret.training.step import batch_nll
@@ -226,3 +227,47 @@ def test_full_weights_are_sampled_too() -> None:
     expected = generated(module, (3, 4, 5), STOP)
     lm = CausalLM(prepare_module(cast_parameters(module, torch.float32)))
     assert tokens_of(sampled(lm, GREEDY, [Request(slot="full", prompt=(3, 4, 5), seeds=(0,))])) == [[expected]]
+
+
+def test_prompts_are_read_in_several_passes(model: CausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = [Request(slot=slot, prompt=prompt, seeds=(0, 1)) for slot in SLOTS for prompt in prompts(5, seed=8)]
+    whole = sampled(model, WARM, requests)
+    monkeypatch.setattr(sampler, "PREFILL_TOKENS", 16)
+    assert tokens_of(sampled(model, WARM, requests)) == tokens_of(whole)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_wide_banks_are_sampled_as_narrow_ones(dtype: torch.dtype) -> None:
+    """More adapter columns than a quarter of the width: the other layouts of `adapters.grouped` and `stacked`."""
+    specs = {name: AdapterSpec(rank=8, init_seed=seed) for seed, name in enumerate("abc")}
+    together, bank = bank_on(tiny_llama(), specs, dtype=dtype)
+    for seed, name in enumerate(specs):
+        randomise_b(bank, name, scale=0.3, seed=seed)
+    chosen = prompts(3, seed=9)
+    mixed = iter(
+        tokens_of(sampled(together, GREEDY, [Request(slot=n, prompt=p, seeds=(0,)) for n in specs for p in chosen]))
+    )
+    for seed, name in enumerate(specs):
+        alone, own = bank_on(tiny_llama(), {name: specs[name]}, dtype=dtype)
+        randomise_b(own, name, scale=0.3, seed=seed)
+        for prompt in chosen:
+            ours = next(mixed)
+            if dtype == torch.float32:
+                assert ours == tokens_of(sampled(alone, GREEDY, [Request(slot=name, prompt=prompt, seeds=(0,))]))[0]
+            assert len(ours[0]) <= GREEDY.max_new_tokens
+
+
+def test_what_a_broken_slot_left_in_the_cache_reaches_nobody() -> None:
+    specs = {"wild": AdapterSpec(rank=2), "calm": AdapterSpec(rank=2, init_seed=1)}
+    lm, bank = bank_on(tiny_llama(), specs)
+    for seed, name in enumerate(specs):
+        randomise_b(bank, name, scale=0.3, seed=seed)
+    for block in bank.blocks("wild"):
+        block.value.mul_(1e12)
+    bank.publish("wild")
+    long, short = prompts(1, seed=1, shortest=24)[0], (3, 4, 5)
+    requests = [Request(slot="wild", prompt=long, seeds=(0,)), Request(slot="calm", prompt=short, seeds=(0, 1))]
+    broken, calm = sampled(lm, replace(WARM, rows=1), requests, frozenset())
+    assert not np.isfinite(broken[0].logprobs).all()
+    (alone,) = sampled(lm, WARM, requests[1:], frozenset())
+    assert [c.tokens.tolist() for c in calm] == [c.tokens.tolist() for c in alone]

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from lowregret.batches import Completion, Rollout, RolloutGroup
 from lowregret.cli.machine import device_facts
 from lowregret.data.problems import ProblemData, load_problems
 from lowregret.data.tokenizer import TextTokenizer
@@ -38,6 +40,7 @@ from lowregret.store import RunDirectory, collect_environment
 from lowregret.store.rows import PolicyRow
 from lowregret.training.progress import Silent, StepReport
 from lowregret.training.rl import RLSlotResult, train_rl
+from lowregret.training.rl_rows import reward_bits
 from lowregret.training.sft import Interrupted
 from tiny_folder import tiny_model_folder, write_questions
 
@@ -239,3 +242,32 @@ def test_a_slot_that_diverges_leaves_the_others_alone(folder: Path, tmp_path: Pa
     assert not results["a"].diverged
     theirs = [row for row in rows_of(wild) if row.slot == "a"]
     assert [row.reward for row in theirs] == [row.reward for row in rows_of(calm)]
+
+
+def test_rounding_goes_on_where_it_was_with_several_updates_a_batch(folder: Path, tmp_path: Path) -> None:
+    """The bf16 copy of full fine-tuning is rounded by the number of updates, and a step without a signal is none."""
+    rl = replace(RL, updates_per_batch=2, group=2)
+    spec = spec_of(folder, [FULL], rl)
+    spec = replace(spec, hardware=replace(spec.hardware, dtype="bf16"))
+    whole = made(spec, tmp_path / "whole")
+    trained(whole)
+    assert any(row.grad_norm == 0 for row in rows_of(whole)) or any(row.without_signal for row in rows_of(whole))
+    stopped = made(spec, tmp_path / "stopped")
+    with pytest.raises(Interrupted):
+        trained(stopped, StopAfter(3))
+    again = RunDirectory.open(tmp_path / "stopped")
+    trained(again)
+    assert rows_of(again) == rows_of(whole)
+
+
+def test_bits_of_graded_rewards_are_counted() -> None:
+    said = Completion(tokens=np.array([1]), logprobs=np.array([-1.0], dtype=np.float32), stopped=True)
+
+    def group(*rewards: float) -> RolloutGroup:
+        rollouts = tuple(Rollout(completion=said, text="", reward=reward, failure="") for reward in rewards)
+        return RolloutGroup(problem=0, prompt=(1,), rollouts=rollouts)
+
+    assert reward_bits(group(0.0, 0.0, 0.0, 0.0)) == 0.0
+    assert reward_bits(group(0.0, 1.0, 0.0, 1.0)) == pytest.approx(4.0)
+    assert reward_bits(group(0.0, 0.25, 0.5, 0.0)) == pytest.approx(4 * 1.5)
+    assert not group(0.3, 0.1 + 0.2).has_signal

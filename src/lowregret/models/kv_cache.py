@@ -2,7 +2,7 @@
 
 A prompt is read once, packed (`Recording`), and its keys and values are copied to every row that continues it. A row is
 filled from position 0, so that rows of unequal length stand beside each other without a shift; what lies behind a
-row's end is masked. Nothing is allocated while tokens are drawn.
+row's end is masked, and zero when a row begins: a mask can't hide the NaN of a slot that held the row before.
 Suffixes: R rows (completions), H heads, K key-value heads, G queries of a key-value head, C channels, L positions.
 """
 
@@ -48,16 +48,15 @@ class KVCache:
         self._keys: dict[int, Tensor] = {}
         self._values: dict[int, Tensor] = {}
 
-    def fill(self, rows: Sequence[int], recording: Recording, document: int) -> None:
+    def fill(self, rows: slice, recording: Recording, document: int) -> None:
         """Copy one document of a recording to the beginning of some rows."""
         start = recording.packing.offsets[document]
         length = recording.packing.lengths[document]
         for layer, k_KTC in recording.keys.items():
             v_KTC = recording.values[layer]
-            keys, values = self.of(layer, k_KTC, v_KTC)
-            for row in rows:
-                keys[row, :, :length] = k_KTC[:, start : start + length]
-                values[row, :, :length] = v_KTC[:, start : start + length]
+            for cached_RKLC, new_KTC in zip(self.of(layer, k_KTC, v_KTC), (k_KTC, v_KTC), strict=True):
+                cached_RKLC[rows, :, :length] = new_KTC[:, start : start + length]
+                cached_RKLC[rows, :, length:] = 0
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy a row's first `length` positions to another row."""

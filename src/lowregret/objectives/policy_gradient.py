@@ -36,16 +36,6 @@ class Sampled:
     base_logprobs: Float[Tensor, " P"] | None
     """Under the base without adapters, where divergence from it costs something."""
 
-    def to(self, device: torch.device) -> Sampled:
-        """The same tokens on another device."""
-        base = None if self.base_logprobs is None else self.base_logprobs.to(device)
-        return Sampled(
-            logprobs=self.logprobs.to(device),
-            advantages=self.advantages.to(device),
-            completions=self.completions.to(device),
-            base_logprobs=base,
-        )
-
     def part(self, rows: slice) -> Sampled:
         """Some of the tokens."""
         base = None if self.base_logprobs is None else self.base_logprobs[rows]
@@ -66,7 +56,7 @@ def weights(
         logprobs_P: under the learner, nats.
         ratios_P: of `token_ratios` or `sequence_ratios`.
     """
-    gains_P = _gains(logprobs_P, sampled, spec)
+    gains_P = gains(logprobs_P, sampled, spec)
     kept_P = ratios_P if spec.truncate is None else ratios_P.clamp(max=spec.truncate)
     return torch.where(clipped(ratios_P, gains_P, spec), torch.zeros_like(gains_P), kept_P * gains_P)
 
@@ -79,7 +69,7 @@ def surrogate(
     With `kl` the gain of a token is its advantage minus kl * (log p_learner - log p_base), held fixed: on-policy that
     is the gradient of the divergence from the base, token by token.
     """
-    gains_P = _gains(logprobs_P.detach(), sampled, spec)
+    gains_P = gains(logprobs_P.detach(), sampled, spec)
     if spec.truncate is not None:
         # The cut factor is held fixed and the likelihood carries the gradient, else what is cut would carry none.
         fixed_P = ratios_P.detach().clamp(max=spec.truncate)
@@ -112,7 +102,8 @@ def sequence_ratios(logprobs_P: Float[Tensor, " P"], sampled: Sampled) -> Float[
     return torch.exp(sums_N / counts_N)[sampled.completions]
 
 
-def _gains(logprobs_P: Tensor, sampled: Sampled, spec: PolicyGradientSpec) -> Tensor:
+def gains(logprobs_P: Float[Tensor, " P"], sampled: Sampled, spec: PolicyGradientSpec) -> Float[Tensor, " P"]:
+    """Advantage of each token, less what its divergence from the base costs."""
     if sampled.base_logprobs is None:
         return sampled.advantages
     return sampled.advantages - spec.kl * (logprobs_P - sampled.base_logprobs)

@@ -56,12 +56,16 @@ def draw(
         aim_R1 = torch.tensor(uniforms_R, dtype=below_RV.dtype, device=below_RV.device)[:, None] * total_R1
         # Rounding could lift the aim to the total itself, behind which there is no token.
         aim_R1 = torch.minimum(aim_R1, torch.nextafter(total_R1, torch.zeros_like(total_R1)))
-        tokens_R1 = torch.searchsorted(below_RV, aim_R1, right=True)
+        # A row of NaN has no such token: it gets the last one, and its log-probability of NaN tells the learner.
+        tokens_R1 = torch.searchsorted(below_RV, aim_R1, right=True).clamp_(max=wide_RV.shape[-1] - 1)
     return tokens_R1[:, 0], (wide_RV.gather(-1, tokens_R1) - log_total_R1)[:, 0]
 
 
 def filtered(logits_RV: Float[Tensor, "R V"], *, top_k: int | None, top_p: float) -> Float[Tensor, "R V"]:
-    """Logits with -inf outside the `top_k` most likely tokens, and then outside the fewest that reach `top_p`."""
+    """Logits with -inf outside the `top_k` most likely tokens, and then outside the fewest that reach `top_p`.
+
+    What ties with the last of the `top_k` stays too.
+    """
     if top_k is not None and top_k < logits_RV.shape[-1]:
         least_R1 = logits_RV.topk(top_k, -1).values[:, -1:]
         logits_RV = logits_RV.masked_fill(logits_RV < least_R1, float("-inf"))

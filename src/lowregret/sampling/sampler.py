@@ -28,8 +28,6 @@ PREFILL_TOKENS = 4096
 """Prompt tokens read in one pass."""
 REFILL_SHARE = 4
 """New rows are let in when a quarter of them is free: a pass over few prompt tokens costs as much as one over many."""
-STOP_TAIL = 16
-"""Tokens at the end that are turned into text to look for a stop string."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +134,7 @@ class Sampler:
                 held = len(prompts[document])
                 made = [_Row(request=request, index=index, seed=seeds[index], held=held) for index in indices]
                 start = first + len(admitted) + len(new)
-                cache.fill(range(start, start + len(made)), recording, document)
+                cache.fill(slice(start, start + len(made)), recording, document)
                 new += made
             counts = torch.tensor([len(indices) for _, indices in chunk], device=device)
             self._draw(new, logits_PV.repeat_interleave(counts, 0))
@@ -187,7 +185,9 @@ class Sampler:
         if not self._spec.stop:
             return False
         assert self._decode is not None
-        tail = self._decode(row.tokens[-STOP_TAIL:])
+        # A token is at least a byte, and a few more may stand behind the string in the last of them.
+        longest = max(len(string.encode()) for string in self._spec.stop)
+        tail = self._decode(row.tokens[-longest - 8 :])
         return any(string in tail for string in self._spec.stop)
 
 
@@ -207,11 +207,8 @@ class _Work:
         most = max(map(len, by_slot.values()), default=0)
         order = [own[turn] for turn in range(most) for own in by_slot.values() if turn < len(own)]
         self._waiting = deque((index, list(range(requests[index].num_completions))) for index in order)
-
-    @property
-    def left(self) -> int:
+        self.left = sum(request.num_completions for request in requests)
         """Completions that were not begun."""
-        return sum(len(indices) for _, indices in self._waiting)
 
     def place(self, request: int) -> int:
         """Where a request's slot stands in a pass: slots in the order of their first request."""
@@ -230,6 +227,7 @@ class _Work:
                 indices = indices[:number]
             taken.append((request, indices))
             number -= len(indices)
+            self.left -= len(indices)
         chunks: list[list[tuple[int, list[int]]]] = []
         room = 0
         for request, indices in taken:

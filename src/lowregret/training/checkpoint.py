@@ -1,7 +1,7 @@
 """Saves and restores a run's state, bitwise: masters, moments, update counts, retired slots, step.
 
 Tensors go into safetensors, the rest into JSON; the run directory adds checksums and makes each checkpoint atomic.
-Data order and random rounding are functions of (seed, step), so nothing else needs saving.
+Data order is a function of (seed, step), random rounding one of (seed, updates): nothing else needs saving.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def load_checkpoint(state: RunState, folder: Path) -> None:
             if not record["slots"][slot]["live"]:
                 lane.trainable.retire(slot)
             elif optimizer.updates:
-                lane.trainable.publish(slot, state.step)
+                lane.trainable.publish(slot, optimizer.updates)
 
 
 def read_masters(folder: Path, slot: str) -> dict[str, Tensor]:

@@ -14,7 +14,9 @@ from lowregret.training.state import Lane
 from lowregret.training.step import batch_nll
 
 
-def mean_divergence(lane: Lane, slot: str, groups: Sequence[RolloutGroup], tokens_per_microbatch: int) -> float | None:
+def mean_divergence(
+    lane: Lane, slot: str, groups: Sequence[RolloutGroup], *, tokens_per_microbatch: int, temperature: float
+) -> float | None:
     """Mean of log p - log p_base over the tokens of a slot's completions, nats; the base is the bank without adapters.
 
     An unbiased estimate of the divergence KL(p || p_base) a token where the completions were drawn from p. None for
@@ -29,8 +31,8 @@ def mean_divergence(lane: Lane, slot: str, groups: Sequence[RolloutGroup], token
             documents.append(TokenizedExample(tokens=tokens, completion=np.arange(len(tokens)) >= len(group.prompt)))
     total, number = 0.0, 0
     for batch in microbatches({slot: documents}, tokens_per_microbatch):
-        base = batch_nll(lane.model, batch, Routing.from_lengths({None: len(batch.tokens)}))
-        own = batch_nll(lane.model, batch)
+        base = batch_nll(lane.model, batch, Routing.from_lengths({None: len(batch.tokens)}), temperature=temperature)
+        own = batch_nll(lane.model, batch, temperature=temperature)
         total += float((base - own).double().sum())
         number += len(own)
     return total / number

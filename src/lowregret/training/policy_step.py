@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from lowregret.objectives.advantages import advantages
 from lowregret.objectives.policy_gradient import (
     Sampled,
     clipped,
+    gains,
     sequence_ratios,
     surrogate,
     token_ratios,
@@ -63,6 +64,11 @@ class PolicyStep:
     """False where no group had a signal: the optimizer is left alone, so that its momentum moves nothing."""
     diverged: bool
 
+    def followed_by(self, later: PolicyStep) -> PolicyStep:
+        """Two updates on parts of one batch as one: the later one's numbers where it updated, tokens of both."""
+        shown = later if later.updated or later.diverged else self
+        return replace(shown, tokens=self.tokens + later.tokens)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Learned:
@@ -93,18 +99,16 @@ def policy_step(
     *,
     tokens_per_microbatch: int,
     factor: float,
-    step: int,
 ) -> dict[str, PolicyStep]:
     """Accumulate the gradients of all completions, then update every slot that had a signal.
 
     Args:
         groups: by slot.
         factor: the schedule's, on the learning rate.
-        step: number of the update, for the rounding of the working copy.
     """
     assert model.trainable is not None
     model.trainable.zero_grad()
-    learned = {slot: learned_from(own, rl) for slot, own in groups.items()}
+    learned = {slot: learned_from(own, rl) for slot, own in groups.items() if _finite(own)}
     documents = {slot: own.documents for slot, own in learned.items() if own.documents}
     tallies = {slot: _Tally() for slot in groups}
     done: dict[str, tuple[int, int]] = dict.fromkeys(groups, (0, 0))
@@ -113,14 +117,21 @@ def policy_step(
         release_freed_memory(model.device)
     reports: dict[str, PolicyStep] = {}
     for slot, tally in tallies.items():
+        if not _finite(groups[slot]):
+            model.trainable.retire(slot)
+            reports[slot] = tally.report(math.nan, updated=False, diverged=True)
+            continue
         updated = slot in documents
         norm, healthy = 0.0, True
         if updated:
-            norm, healthy = update_slot(
-                model, slot, optimizers[slot], math.isfinite(tally.objective), factor=factor, step=step
-            )
+            norm, healthy = update_slot(model, slot, optimizers[slot], math.isfinite(tally.objective), factor=factor)
         reports[slot] = tally.report(norm, updated=updated, diverged=not healthy)
     return reports
+
+
+def _finite(groups: Sequence[RolloutGroup]) -> bool:
+    """Whether the slot's weights still gave probabilities when it was sampled: finite weights can overflow there."""
+    return all(np.isfinite(rollout.completion.logprobs).all() for group in groups for rollout in group.rollouts)
 
 
 def learned_from(groups: Sequence[RolloutGroup], rl: RLSpec) -> Learned:
@@ -287,25 +298,27 @@ def _temperature(rl: RLSpec) -> float:
 
 
 class _Tally:
-    """Sums over a slot's tokens of one update."""
+    """Sums over a slot's tokens of one update, each as often as it was drawn."""
 
     def __init__(self) -> None:
         self.objective = 0.0
         self.tokens = 0
-        self._number = 0
+        self._number = 0.0
         self._ratio_sum, self._ratio_max = 0.0, -math.inf
-        self._clipped = 0
+        self._clipped = 0.0
         self._kl_sum: float | None = None
 
     def add(self, logprobs_P: Tensor, ratios_P: Tensor, sampled: Sampled, counts_P: Tensor, rl: RLSpec) -> None:
-        values_P = surrogate(logprobs_P, ratios_P, sampled, rl.objective)
-        self.objective += float((counts_P * values_P).double().sum())
-        self._number += len(ratios_P)
-        self._ratio_sum += float(ratios_P.double().sum())
+        def total(values_P: Tensor) -> float:
+            return float((counts_P * values_P).double().sum())
+
+        self.objective += total(surrogate(logprobs_P, ratios_P, sampled, rl.objective))
+        self._number += float(counts_P.double().sum())
+        self._ratio_sum += total(ratios_P)
         self._ratio_max = max(self._ratio_max, float(ratios_P.max()))
-        self._clipped += int(clipped(ratios_P, sampled.advantages, rl.objective).sum())
+        self._clipped += total(clipped(ratios_P, gains(logprobs_P, sampled, rl.objective), rl.objective))
         if sampled.base_logprobs is not None:
-            self._kl_sum = (self._kl_sum or 0.0) + float((logprobs_P - sampled.base_logprobs).double().sum())
+            self._kl_sum = (self._kl_sum or 0.0) + total(logprobs_P - sampled.base_logprobs)
 
     def report(self, grad_norm: float, *, updated: bool, diverged: bool) -> PolicyStep:
         number = self._number

@@ -115,7 +115,7 @@ def pretrain(name: str, folder: Path, *, recipe: Recipe, threads: int, notify: C
     losses: list[float] = []
     for step in range(1, recipe.steps + 1):
         batch = microbatches({SLOT: [next(documents) for _ in range(recipe.batch)]}, 1 << 30)
-        losses.append(train_step(model, batch, optimizers, factor=recipe.factor(step), step=step)[SLOT].loss)
+        losses.append(train_step(model, batch, optimizers, factor=recipe.factor(step))[SLOT].loss)
         if time.monotonic() - last >= SECONDS_BETWEEN:
             last = time.monotonic()
             left = (last - started) / step * (recipe.steps - step)

@@ -7,11 +7,9 @@ with its own weights, all slots of a bank in one batch; the trainer's weights ar
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import torch
@@ -25,7 +23,7 @@ from lowregret.sampling.engine import Engine
 from lowregret.sampling.rollouts import Scores, rollout_groups, rollout_seed
 from lowregret.specs import ResolvedPlan, SamplingSpec
 from lowregret.specs.rl import COLLAPSED
-from lowregret.store.rows import AccuracyRow, PolicyRow, RolloutRow
+from lowregret.store.rows import AccuracyRow, RolloutRow
 from lowregret.store.run import RunDirectory
 from lowregret.training.adapters_out import write_adapters
 from lowregret.training.checkpoint import load_checkpoint, save_checkpoint
@@ -36,15 +34,13 @@ from lowregret.training.metrics import Meter
 from lowregret.training.optimizer import schedule_factor
 from lowregret.training.policy_step import PolicyStep, policy_step
 from lowregret.training.progress import EvalReport, ProgressListener, StepReport
+from lowregret.training.rl_rows import Drawn, How, accuracy_row, policy_row
 from lowregret.training.sft import Interrupted
 from lowregret.training.signals import StopRequest
 from lowregret.training.state import Lane, RunState, build_state
 
 Groups = dict[str, list[RolloutGroup]]
 """By slot."""
-How = Literal["greedy", "sampled"]
-PASS_TOLERANCE = 1e-6
-"""A completion passes if its reward is the full one, up to rounding of a weighted sum."""
 KL_PROBLEMS = 64
 """Held-out problems on whose completions divergence from the base is measured: it takes two forwards of each."""
 
@@ -136,15 +132,25 @@ class _Job:
         """Sample, score, learn and log, for every live slot."""
         started = time.monotonic()
         factor = schedule_factor(self.plan.spec.train.schedule, state.step + 1, self.plan.steps)
-        sampled: dict[str, _Sampled] = {}
+        sampled: dict[str, Drawn] = {}
         learned: dict[str, PolicyStep] = {}
         for lane in state.lanes:
             if lane.live:
                 own = self.sample(lane, state.step)
-                learned |= self.learn(lane, {slot: s.groups for slot, s in own.items()}, state.step, factor)
+                learned |= self.learn(lane, {slot: s.groups for slot, s in own.items()}, factor)
                 sampled |= own
         state.step += 1
-        rows = [self.row(state, slot, s, learned[slot], factor) for slot, s in sampled.items()]
+        rows = [
+            policy_row(
+                slot,
+                drawn,
+                learned[slot],
+                step=state.step,
+                lr=factor * (state.lane_of(slot).optimizers[slot].spec.lr or 0.0),
+                full_reward=self.full_reward,
+            )
+            for slot, drawn in sampled.items()
+        ]
         self.meter.add_step(sum(row.tokens for row in rows), time.monotonic() - started)
         self.run.append_policy([replace(row, seconds=self.meter.step_seconds) for row in rows])
         for slot in (slot for slot, step in learned.items() if step.diverged):
@@ -160,10 +166,10 @@ class _Job:
             )
         )
 
-    def sample(self, lane: Lane, step: int) -> dict[str, _Sampled]:
+    def sample(self, lane: Lane, step: int) -> dict[str, Drawn]:
         """Every live slot's groups for a step (from 0); with `dynamic`, groups without signal are replaced."""
         size = self.plan.spec.train.batch_size
-        sampled = {slot: _Sampled() for slot in lane.live}
+        sampled = {slot: Drawn() for slot in lane.live}
         wanted = dict.fromkeys(lane.live, size)
         for turn in range(1 + self.rl.dynamic):
             indices = {
@@ -177,8 +183,6 @@ class _Job:
             for slot, own in groups.items():
                 sampled[slot].add(own, replace_dull=turn < self.rl.dynamic, size=size)
                 wanted[slot] = size - len(sampled[slot].groups)
-        for own in sampled.values():
-            own.fill_up(size)
         release_freed_memory(lane.model.device)
         return sampled
 
@@ -210,66 +214,24 @@ class _Job:
         first = rollout_seed(self.data_seed.get(slot, 0), *numbers)
         return tuple(first + index for index in range(size))
 
-    def learn(self, lane: Lane, groups: Groups, step: int, factor: float) -> dict[str, PolicyStep]:
-        """`updates_per_batch` optimizer steps, each on its share of the groups; returns the last of each slot."""
+    def learn(self, lane: Lane, groups: Groups, factor: float) -> dict[str, PolicyStep]:
+        """`updates_per_batch` optimizer steps, each on its share of the groups."""
         number = self.rl.updates_per_batch
         learned: dict[str, PolicyStep] = {}
         for part in range(number):
             own = {slot: g[part::number] for slot, g in groups.items() if slot in lane.live}
-            learned |= policy_step(
+            done = policy_step(
                 lane.model,
                 own,
                 lane.optimizers,
                 self.rl,
                 tokens_per_microbatch=self.plan.tokens_per_microbatch,
                 factor=factor,
-                step=step * number + part + 1,
             )
+            learned |= {
+                slot: learned[slot].followed_by(step) if slot in learned else step for slot, step in done.items()
+            }
         return learned
-
-    def row(self, state: RunState, slot: str, sampled: _Sampled, learned: PolicyStep, factor: float) -> PolicyRow:
-        """What a step did to a slot, as its line of the log."""
-        rollouts = [rollout for group in sampled.groups for rollout in group.rollouts]
-        lengths = [rollout.completion.num_tokens for rollout in rollouts]
-        logprobs = np.concatenate([rollout.completion.logprobs for rollout in rollouts])
-        lr = state.lane_of(slot).optimizers[slot].spec.lr or 0.0
-        seen = sum(len(group.prompt) for group in sampled.all) + sum(
-            rollout.completion.num_tokens for group in sampled.all for rollout in group.rollouts
-        )
-        return PolicyRow(
-            step=state.step,
-            slot=slot,
-            reward=float(np.mean([rollout.reward for rollout in rollouts])),
-            pass_rate=float(np.mean([self.passed(rollout.reward) for rollout in rollouts])),
-            objective=learned.objective,
-            lr=lr * factor,
-            completions=sum(len(group.rollouts) for group in sampled.all),
-            mean_length=float(np.mean(lengths)),
-            truncated=float(np.mean([not rollout.completion.stopped for rollout in rollouts])),
-            entropy=float(-logprobs.mean()),
-            without_signal=sum(not group.has_signal for group in sampled.groups),
-            groups=len(sampled.groups),
-            bits=sum(self.bits(group) for group in sampled.groups),
-            resampled=len(sampled.all) - len(sampled.groups),
-            failures=sum(bool(rollout.failure) for group in sampled.all for rollout in group.rollouts),
-            grad_norm=learned.grad_norm,
-            ratio_mean=learned.ratio_mean if learned.updated else None,
-            ratio_max=learned.ratio_max if learned.updated else None,
-            clipped=learned.clipped if learned.updated else None,
-            kl=learned.kl,
-            tokens=seen + learned.tokens,
-        )
-
-    def passed(self, reward: float) -> bool:
-        """Whether a completion earned the full reward."""
-        return reward >= self.full_reward - PASS_TOLERANCE
-
-    def bits(self, group: RolloutGroup) -> float:
-        """Most that a group's passes and fails can tell: size * H2(pass rate) (science.md, section 2)."""
-        rate = float(np.mean([self.passed(rollout.reward) for rollout in group.rollouts]))
-        if rate in (0.0, 1.0):
-            return 0.0
-        return -len(group.rollouts) * (rate * math.log2(rate) + (1 - rate) * math.log2(1 - rate))
 
     def evaluate(self, state: RunState) -> None:
         """Accuracy of every live slot on both held-out splits; at step 0 the base stands for all (B = 0)."""
@@ -290,12 +252,10 @@ class _Job:
                     indices = dict.fromkeys(slots, np.arange(len(problems)))
                     groups = self.groups(lane, spec, problems, indices, size, (state.step, -1))
                     for slot, own in groups.items():
-                        kl = (
-                            mean_divergence(lane, slot, own[:KL_PROBLEMS], self.plan.tokens_per_microbatch)
-                            if (how == "sampled" and state.step)
-                            else None
+                        kl = self.divergence(lane, slot, own) if (how == "sampled" and state.step) else None
+                        found[slot] = accuracy_row(
+                            slot, own, step=state.step, split=split, how=how, kl=kl, full_reward=self.full_reward
                         )
-                        found[slot] = self.accuracy(state.step, slot, split, how, own, kl)
                         if split == "test" and how == hows[-1][0]:
                             self.keep(state.step, slot, own)
                     release_freed_memory(lane.model.device)
@@ -308,23 +268,14 @@ class _Job:
                     self.listener.on_eval(report)
         self.meter.add_evaluation(time.monotonic() - started)
 
-    def accuracy(
-        self, step: int, slot: str, split: str, how: How, groups: Sequence[RolloutGroup], kl: float | None
-    ) -> AccuracyRow:
-        """One line of the log from a slot's answers to a split."""
-        rollouts = [rollout for group in groups for rollout in group.rollouts]
-        return AccuracyRow(
-            step=step,
-            slot=slot,
-            split=split,
-            how=how,
-            accuracy=float(np.mean([self.passed(rollout.reward) for rollout in rollouts])),
-            reward=float(np.mean([rollout.reward for rollout in rollouts])),
-            problems=len(groups),
-            mean_length=float(np.mean([rollout.completion.num_tokens for rollout in rollouts])),
-            truncated=float(np.mean([not rollout.completion.stopped for rollout in rollouts])),
-            failures=sum(bool(rollout.failure) for rollout in rollouts),
-            kl=kl,
+    def divergence(self, lane: Lane, slot: str, groups: Sequence[RolloutGroup]) -> float | None:
+        """Mean of log p - log p_base on some of a slot's sampled completions."""
+        return mean_divergence(
+            lane,
+            slot,
+            groups[:KL_PROBLEMS],
+            tokens_per_microbatch=self.plan.tokens_per_microbatch,
+            temperature=self.rl.sampling.temperature,
         )
 
     def keep(self, step: int, slot: str, groups: Sequence[RolloutGroup]) -> None:
@@ -385,23 +336,3 @@ class _Job:
             }
         )
         return results
-
-
-class _Sampled:
-    """A slot's groups of one step: those it learns from, and all that were drawn."""
-
-    def __init__(self) -> None:
-        self.groups: list[RolloutGroup] = []
-        self.all: list[RolloutGroup] = []
-
-    def add(self, groups: Sequence[RolloutGroup], *, replace_dull: bool, size: int) -> None:
-        """Take in groups, those without signal only if no others will replace them."""
-        self.all += groups
-        kept = [group for group in groups if group.has_signal or not replace_dull]
-        self.groups += kept[: size - len(self.groups)]
-
-    def fill_up(self, size: int) -> None:
-        """Where no round of replacements followed, take groups without signal too: the normaliser counts them."""
-        kept = {id(group) for group in self.groups}
-        spare = [group for group in self.all if id(group) not in kept]
-        self.groups += spare[: size - len(self.groups)]

@@ -158,7 +158,7 @@ class _Job:
         for lane in state.lanes:
             if lane.live:
                 batches = self.batches(lane, state.step)
-                reports |= train_step(lane.model, batches, lane.optimizers, factor=factor, step=state.step + 1)
+                reports |= train_step(lane.model, batches, lane.optimizers, factor=factor)
         state.step += 1
         self.meter.add_step(sum(report.tokens for report in reports.values()), time.monotonic() - started)
         return reports

@@ -51,7 +51,6 @@ def train_step(
     optimizers: Mapping[str, AdamW],
     *,
     factor: float,
-    step: int,
 ) -> dict[str, SlotStep]:
     """Accumulate the gradients of all micro-batches, then update every slot that had tokens.
 
@@ -68,7 +67,7 @@ def train_step(
         release_freed_memory(model.device)
     report: dict[str, SlotStep] = {}
     for slot, loss in losses.items():
-        norm, healthy = update_slot(model, slot, optimizers[slot], math.isfinite(loss), factor=factor, step=step)
+        norm, healthy = update_slot(model, slot, optimizers[slot], math.isfinite(loss), factor=factor)
         tokens = sum(batch.num_real_tokens.get(slot, 0) for batch in batches)
         report[slot] = SlotStep(
             loss=loss,
@@ -80,10 +79,10 @@ def train_step(
     return report
 
 
-def update_slot(
-    model: CausalLM, slot: str, optimizer: AdamW, finite: bool, *, factor: float, step: int
-) -> tuple[float, bool]:
+def update_slot(model: CausalLM, slot: str, optimizer: AdamW, finite: bool, *, factor: float) -> tuple[float, bool]:
     """Take the optimizer's step and publish it; returns the gradient's norm and whether the slot is healthy.
+
+    The copy's random rounding depends on the number of updates, which a checkpoint holds, and on nothing else.
 
     A slot whose loss is not `finite`, or whose gradient or weights are not, is retired and its working copy left alone.
     """
@@ -92,7 +91,7 @@ def update_slot(
     # An infinity in the working copy would reach other slots' rows as 0 * inf: it is never published.
     healthy = math.isfinite(norm) and all(_bounded(block.value) for block in model.trainable.blocks(slot))
     if healthy:
-        model.trainable.publish(slot, step)
+        model.trainable.publish(slot, optimizer.updates)
     else:
         model.trainable.retire(slot)
     return norm, healthy
