@@ -282,7 +282,7 @@ def test_a_price_on_divergence_lowers_it() -> None:
     before = divergence(lm, PROMPT)
     for _ in range(8):
         step(lm, bank, {"a": [one_token_group(lm, "a", PROMPT, 4096, "equal")]}, rl)
-    assert divergence(lm, PROMPT) < 0.8 * before
+    assert divergence(lm, PROMPT) < 0.97 * before
 
 
 def test_weights_that_overflow_retire_their_slot_and_no_other() -> None:
