@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -45,8 +46,14 @@ def _copy(study: StudyDirectory) -> None:
     folder = DOCS / "studies" / study.spec.name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    for file in (study.path / "findings.json", study.path / STUDY, *sorted(study.figures.glob("*.png"))):
+    for file in (study.path / "findings.json", *sorted(study.figures.glob("*.png"))):
         shutil.copy(file, folder / file.name)
+    (folder / STUDY).write_text(_without_places((study.path / STUDY).read_text()))
+
+
+def _without_places(text: str) -> str:
+    """Absolute paths as their last two parts: where a file lay on one machine says nothing to a reader."""
+    return re.sub(r"(?<=[\s\"'])/[^\s\"']*/([^/\s\"']+/[^/\s\"']+)", r"\1", text)
 
 
 def _section(study: StudyDirectory) -> list[str]:
@@ -81,7 +88,7 @@ def _section(study: StudyDirectory) -> list[str]:
 
 def _command(environment: dict[str, Any]) -> str:
     words = environment["command"]
-    return " ".join(words[1:] if words else [])
+    return _without_places(" ".join(words[1:] if words else []))
 
 
 def _findings(findings: list[dict[str, Any]]) -> list[str]:
