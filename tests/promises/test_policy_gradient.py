@@ -88,7 +88,7 @@ def loglikelihood_gradient(bank: AdapterBank, slot: str, prompt: tuple[int, ...]
     weights_of = bank.weights[slot]
     a = {site: v.clone().requires_grad_() for site, v in weights_of.a_of.items()}
     b = {site: v.clone().requires_grad_() for site, v in weights_of.b_of.items()}
-    plain = tiny_llama().double()
+    plain: Any = tiny_llama().double()
     plain.requires_grad_(False)
     scaling = weights_of.spec.scaling
     for site in a:
@@ -102,7 +102,7 @@ def loglikelihood_gradient(bank: AdapterBank, slot: str, prompt: tuple[int, ...]
     tokens = torch.tensor([[*prompt, *said.tokens.tolist()]])
     logprobs = torch.log_softmax(plain(input_ids=tokens).logits[0], -1)
     positions = range(len(prompt) - 1, tokens.shape[1] - 1)
-    total = sum(logprobs[at, tokens[0, at + 1]] for at in positions)
+    total = torch.stack([logprobs[at, tokens[0, at + 1]] for at in positions]).sum()
     grads = torch.autograd.grad(total, [*a.values(), *b.values()])
     return torch.cat([grad.flatten() for grad in grads])
 

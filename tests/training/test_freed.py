@@ -18,7 +18,7 @@ from lowregret.training.step import train_step
 def trained(method: str) -> list[weakref.ref[Tensor]]:
     """A weight, a master and a moment of a run that took one step and went out of scope."""
     module = tiny_llama()
-    weight = module.model.layers[0].mlp.up_proj.weight
+    weight = module.get_parameter("model.layers.0.mlp.up_proj.weight")
     if method == "full":
         model, trainable = with_full(module, FullSpec(), slot="s")
     else:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,14 +70,14 @@ def lora(name: str, rank: int = 2, *, lr: float = 3e-3, seed: int = 0) -> SlotSp
     return SlotSpec(name=name, weights=AdapterSpec(rank=rank, init_seed=seed), optim=OptimSpec(lr=lr), data_seed=seed)
 
 
-def spec_of(root: Path, slots: Sequence[SlotSpec], rl: RLSpec = RL, **train: int) -> RunSpec:
-    settings = {"steps": STEPS, "batch_size": 3, "eval_every": 3, "checkpoint_every": 2, **train}
+def spec_of(root: Path, slots: Sequence[SlotSpec], rl: RLSpec = RL, **train: Any) -> RunSpec:
+    train_spec = replace(TrainSpec(steps=STEPS, batch_size=3, eval_every=3, checkpoint_every=2), **train)
     return RunSpec(
         task="rl",
         model=ModelSpec(source=str(root / "model")),
         data=DataSpec(source=str(root / "data.jsonl"), validation_size=4, test_size=5),
         slots=tuple(slots),
-        train=TrainSpec(**settings),
+        train=train_spec,
         rl=rl,
         hardware=HardwareSpec(device="cpu", dtype="fp32", threads=1),
     )
