@@ -66,6 +66,7 @@ def other(name: str, value: Any) -> Any:
         "ratio": "sequence",
         "normaliser": "tokens",
         "engine": "vllm",
+        "judge_by": "sampled",
     }
     if name in choices:
         return choices[name]
