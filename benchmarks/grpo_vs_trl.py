@@ -235,7 +235,6 @@ def train_ours(job: dict[str, Any], settings: argparse.Namespace, dtype: str, lo
             rl,
             tokens_per_microbatch=settings.budget,
             factor=1.0,
-            step=step + 1,
         )
         log.end()
 
