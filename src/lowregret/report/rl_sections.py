@@ -53,7 +53,7 @@ def accuracy_table(findings: Sequence[AccuracyFinding], verdict: Verdict, *, pro
         "Accuracy is the share of completions with the full reward. The best slot is chosen on the validation split "
         "and reported on the test split, at the last step: the best on the way is the highest of many and so too high. "
         f"One standard error is at most {0.5 / max(1, problems) ** 0.5:.3f} on {problems:,} test problems. A group's "
-        "passes and fails tell at most its size times the entropy of its pass rate."
+        "rewards tell at most its size times the entropy of their distribution in it."
     )
     return section("Findings", f"{table(head, rows, numbers_from=2)}<p class=note>{note}</p>", anchor="findings")
 
