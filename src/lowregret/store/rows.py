@@ -148,7 +148,7 @@ class PolicyRow:
     groups: int
     """Groups that the update saw."""
     bits: float
-    """Upper bound on the information in this step's rewards: sum over groups of size * their entropy in the group, bits."""
+    """Upper bound on what this step's rewards tell: sum over groups of size * entropy of the rewards, bits."""
     resampled: int = 0
     """Groups without signal that were replaced by others."""
     failures: int = 0
