@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -265,8 +266,10 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path, file: Path) ->
 
 
 def _runs(pid: int) -> bool:
-    """A dead process may wait to be reaped by whoever adopted it."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    """A dead process may wait to be reaped by whoever adopted it. Its first thread can be dead before the others, and
+    the pipe is open until the last one is."""
+    states: list[str] = []
+    for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            states.append(stat.read_text().rpartition(")")[2].split()[0])
+    return any(state != "Z" for state in states)

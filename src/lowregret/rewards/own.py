@@ -1,8 +1,9 @@
 """A reward function of the user's: `path/to/file.py:function`.
 
 It is called for one answer, by keyword: `function(question=..., answer=..., completion=..., entry=...) -> float`, with
-the completion whole, reasoning included. The file is read once, when the scorer is opened, and run in each worker from
-that text: a worker that is replaced in the middle of a run then judges as the others do, even if the file was edited.
+the completion whole, reasoning included, and dates and decimal numbers of the row as text (`wire`). The file is read
+once, when the scorer is opened, and run in each worker from that text: a worker that is replaced in the middle of a run
+then judges as the others do, even if the file was edited.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ def _module(source: str, path: str, text: bytes) -> types.ModuleType:
         sys.path.insert(0, folder)
     module = types.ModuleType(f"reward_{hashlib.sha256(path.encode()).hexdigest()[:12]}")
     module.__file__ = path
-    # Dataclasses and pickle look their module up by name.
+    # Dataclasses look their module up by name.
     sys.modules[module.__name__] = module
     try:
         exec(compile(text, path, "exec"), module.__dict__)

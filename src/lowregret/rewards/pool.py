@@ -22,7 +22,8 @@ from typing import NamedTuple
 
 from lowregret.errors import LowregretError, SpecError
 from lowregret.rewards.sources import Source
-from lowregret.rewards.worker import GRACE, Job, Outcome, work
+from lowregret.rewards.wire import Job, Outcome, jobs_message, outcome_of
+from lowregret.rewards.worker import GRACE, work
 from lowregret.specs.reward import Failure
 
 PATIENCE = 4.0
@@ -141,7 +142,7 @@ class Pool:
                 break
             worker.jobs.append(run.queue.popleft())
         try:
-            worker.pipe.send([run.jobs[number] for number in worker.jobs])
+            worker.pipe.send_bytes(jobs_message([run.jobs[number] for number in worker.jobs]))
         except OSError:
             self._lost(run, worker, "crash", "the worker died")
             return
@@ -169,17 +170,17 @@ class Pool:
     def _read(self, run: _Run, worker: _Worker) -> None:
         try:
             while worker.pipe.poll():
-                message = worker.pipe.recv()
+                message = worker.pipe.recv_bytes()
                 if not worker.ready:
-                    self._begun(worker, message)
+                    self._begun(worker, message.decode())
                     continue
-                outcome, goes_on = message
+                outcome, goes_on = outcome_of(message)
                 run.outcomes[worker.jobs.popleft()] = outcome
                 self._allow(run, worker)
                 if not goes_on:
                     self._replace(run, worker)
                     return
-        except (EOFError, OSError):
+        except (EOFError, OSError, ValueError):
             self._lost(run, worker, "crash", "the worker died")
 
     def _begun(self, worker: _Worker, refusal: str) -> None:

@@ -7,7 +7,6 @@ limits. Scorers never run in this process, with one exception that can't hang (`
 from __future__ import annotations
 
 import math
-import pickle
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
@@ -17,7 +16,7 @@ from lowregret.errors import SpecError
 from lowregret.rewards.exact import Exact
 from lowregret.rewards.pool import Pool
 from lowregret.rewards.sources import Source, source_of
-from lowregret.rewards.worker import Job, Outcome
+from lowregret.rewards.wire import Job, Outcome, packed
 from lowregret.specs import Problem, RewardSpec, Score
 
 MOST_NOTES = 10
@@ -100,10 +99,10 @@ class Scorer:
                 continue
             column: list[Outcome] = []
             for row, answer in enumerate(answers):
-                packed = _packed(source, *answer)
-                column.append(packed if isinstance(packed, Outcome) else Outcome(0.0))
-                if isinstance(packed, bytes):
-                    jobs.append(Job(self._place[k], packed))
+                sent = _packed(source, *answer)
+                column.append(sent if isinstance(sent, Outcome) else Outcome(0.0))
+                if isinstance(sent, str):
+                    jobs.append(Job(self._place[k], sent))
                     places.append((k, row))
             columns.append(column)
         if self._pool is not None:
@@ -136,13 +135,13 @@ def _exactly(source: Exact, problem: Problem, completion: str | None) -> Outcome
     return Outcome(float(source.usable(problem)) if completion is None else source.score(problem, completion))
 
 
-def _packed(source: Source, problem: Problem, completion: str | None) -> bytes | Outcome:
-    """One answer as bytes, each by itself: a row that can't be sent must not lose the others their scores."""
+def _packed(source: Source, problem: Problem, completion: str | None) -> str | Outcome:
+    """One answer as text, each by itself: a row that can't be sent must not lose the others their scores."""
     trimmed = source.trim(problem, completion)
     if trimmed is None:
         return Outcome(0.0)
     asked, text = trimmed
     try:
-        return pickle.dumps((asked, None if completion is None else text), protocol=pickle.HIGHEST_PROTOCOL)
-    except (pickle.PicklingError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        return packed(asked, None if completion is None else text)
+    except (TypeError, ValueError, RecursionError) as error:
         return Outcome(0.0, "error", f"the row can't be sent to a worker: {error}")

@@ -18,7 +18,6 @@ import math
 import multiprocessing
 import numbers
 import os
-import pickle
 import resource
 import signal
 import sys
@@ -28,12 +27,12 @@ import warnings
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from lowregret.errors import SpecError
 from lowregret.rewards.sources import Source
+from lowregret.rewards.wire import Outcome, jobs_of, outcome_message, unpacked
 from lowregret.specs import Problem
-from lowregret.specs.reward import Failure
 
 GRACE = 1.0
 """Seconds between asking a scorer to stop and ending its process."""
@@ -45,21 +44,6 @@ _REFUSED = (
     "shutil.", "subprocess.", "socket.", "ctypes.", "pty.", "signal.", "tempfile.",
 )  # fmt: skip
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-
-
-class Outcome(NamedTuple):
-    """What became of one answer with one scorer."""
-
-    value: float
-    failure: Failure = ""
-    reason: str = ""
-
-
-class Job(NamedTuple):
-    """A pickled pair of Problem and answer, or of Problem and None where the problem's own use is asked."""
-
-    scorer: int
-    payload: bytes
 
 
 class TimeUp(BaseException):
@@ -87,23 +71,23 @@ def work(connection: Connection, sources: Sequence[Source], timeouts: Sequence[f
         for source in sources:
             source.load()
     except SpecError as error:
-        connection.send(str(error))
+        connection.send_bytes(str(error).encode())
         return
     guard = Guard()
     headroom = max(source.headroom for source in sources)
     # Past half of it a worker makes room for a fresh one: libraries keep what they have seen, and a leak would in the
     # end fail every answer.
     full = _limit_memory(headroom)
-    connection.send("")
+    connection.send_bytes(b"")
     while True:
         try:
-            jobs: list[Job] = connection.recv()
+            jobs = jobs_of(connection.recv_bytes())
         except (EOFError, OSError):
             return
         for job in jobs:
             outcome = _outcome(sources[job.scorer], job.payload, timeouts[job.scorer], guard)
             goes_on = full == 0 or _size() < full
-            connection.send((outcome, goes_on))
+            connection.send_bytes(outcome_message(outcome, goes_on=goes_on))
             if not goes_on:
                 os._exit(0)
 
@@ -131,13 +115,13 @@ def _time_up(number: int, frame: object) -> None:
     raise TimeUp
 
 
-def _outcome(source: Source, payload: bytes, seconds: float, guard: Guard) -> Outcome:
+def _outcome(source: Source, payload: str, seconds: float, guard: Guard) -> Outcome:
     """Score one answer. Whatever comes out of a scorer is caught here: it is this answer's failure alone."""
     try:
         try:
             signal.setitimer(signal.ITIMER_VIRTUAL, seconds + GRACE)
             signal.setitimer(signal.ITIMER_PROF, seconds)
-            problem, completion = pickle.loads(payload)  # noqa: S301  # from the parent, by its own pipe
+            problem, completion = unpacked(payload)
             guard.active = source.evaluates
             value = _ask(source, problem, completion)
         finally:
