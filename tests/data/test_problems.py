@@ -462,7 +462,7 @@ def test_the_content_hash_moves_with_what_decides_problems(tmp_path: Path, token
         "group": hashed(replace(MATH, group=4)),
         "temperature": hashed(replace(MATH, sampling=replace(MATH.sampling, temperature=0.5))),
         "weight": hashed(replace(MATH, rewards=(RewardSpec(source="math", weight=2.0),))),
-        "updates": hashed(replace(MATH, updates_per_batch=2, rollouts_kept=0, eval_samples=3)),
+        "updates": hashed(replace(MATH, updates_per_batch=2, eval_samples=3)),
     }
     assert set(same.values()) == {base}, same
     moved = {

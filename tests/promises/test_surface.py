@@ -253,9 +253,7 @@ FIELDS = {
     "OptimSpec": "lr lr_b betas eps eps_b weight_decay weight_decay_b clip_norm",
     "PolicyGradientSpec": "ratio clip_low clip_high truncate divide_by_std kl normaliser",
     "RewardSpec": "source weight timeout",
-    "RLSpec": (
-        "rewards group sampling objective updates_per_batch dynamic eval_samples judge_by template rollouts_kept"
-    ),
+    "RLSpec": ("rewards group sampling objective updates_per_batch dynamic eval_samples judge_by template"),
     "RunSpec": "task model data slots train rl hardware tracking",
     "SamplingSpec": "temperature top_p top_k max_new_tokens stop rows engine",
     "ScheduleSpec": "kind warmup final",

@@ -46,9 +46,7 @@ from lowregret.training.sft import Interrupted
 from tiny_folder import tiny_model_folder, write_questions
 
 STEPS = 6
-RL = RLSpec(
-    rewards=(RewardSpec(source="exact"),), group=4, sampling=SamplingSpec(max_new_tokens=3, rows=16), rollouts_kept=2
-)
+RL = RLSpec(rewards=(RewardSpec(source="exact"),), group=4, sampling=SamplingSpec(max_new_tokens=3, rows=16))
 
 
 class Ascii:

@@ -85,11 +85,7 @@ def _rollouts(rl: RLSpec, train: TrainSpec) -> None:
             f"rl.updates_per_batch: {rl.updates_per_batch} updates can't share {train.batch_size} prompts a step "
             "(train.batch_size); lower the one or raise the other"
         )
-    for name, value in (
-        ("dynamic", rl.dynamic),
-        ("eval_samples", rl.eval_samples),
-        ("rollouts_kept", rl.rollouts_kept),
-    ):
+    for name, value in (("dynamic", rl.dynamic), ("eval_samples", rl.eval_samples)):
         at_least(value, 0, f"rl.{name}", "0 is none")
     if rl.judge_by == "sampled" and not rl.eval_samples:
         raise SpecError("rl.judge_by: 'sampled' needs drawn answers to held-out prompts; give --eval-samples")

@@ -41,5 +41,3 @@ class RLSpec:
     template: str | None = None
     """How a question becomes a prompt, with `{question}` in it. None: the model's chat template where it has one, else
     the question alone."""
-    rollouts_kept: int = 4
-    """Completions of each slot that are written to `rollouts.jsonl` at every evaluation, for the reader."""

@@ -60,7 +60,7 @@ class TrainSpec:
     also_eval: tuple[str, ...] = ()
     """Further data (same syntax as `data.source`) whose NLL is reported: what is forgotten."""
     num_samples: int = 2
-    """Test prompts answered before and after training, for the reader."""
+    """Test prompts answered before and after training, in RL at every evaluation, for the reader."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ Data order is a function of (seed, step), random rounding one of (seed, updates)
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -14,8 +15,30 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lowregret.errors import CheckpointError
+from lowregret.store.run import RunDirectory
 from lowregret.training.optimizer import AdamW
 from lowregret.training.state import Lane, RunState
+
+
+def resume(run: RunDirectory, state: RunState, notify: Callable[[str], None]) -> bool:
+    """Load the latest good checkpoint and cut the logs back to it; False where the run starts at step 0.
+
+    Args:
+        notify: told of damaged checkpoints that are passed over, and where it goes on.
+    """
+    latest = run.latest_checkpoint(on_skip=notify)
+    run.truncate_logs(-1 if latest is None else latest[0])
+    if latest is None:
+        return False
+    load_checkpoint(state, latest[1])
+    notify(f"resuming after step {state.step} of {run.plan.steps}")
+    return True
+
+
+def keep(run: RunDirectory, state: RunState) -> None:
+    """Save the state after this step; the run directory makes it atomic."""
+    with run.writing_checkpoint(state.step) as folder:
+        save_checkpoint(state, folder)
 
 
 def save_checkpoint(state: RunState, folder: Path) -> None:

@@ -25,8 +25,8 @@ from lowregret.specs import ResolvedPlan, SamplingSpec
 from lowregret.specs.rl import COLLAPSED
 from lowregret.store.rows import AccuracyRow, RolloutRow
 from lowregret.store.run import RunDirectory
+from lowregret.training import checkpoint
 from lowregret.training.adapters_out import write_adapters
-from lowregret.training.checkpoint import load_checkpoint, save_checkpoint
 from lowregret.training.divergence import mean_divergence
 from lowregret.training.evaluate import BASE, evaluation_steps
 from lowregret.training.memory import peak_memory_bytes, release_freed_memory
@@ -80,7 +80,7 @@ def train_rl(
     due = evaluation_steps(plan.steps, plan.spec.train.eval_every, early=plan.spec.train.eval_early)
     job = _Job(run=run, plan=plan, model=model, data=data, scorer=scorer, listener=listener, due=due)
     with StopRequest() as stop:
-        if not job.resume(state):
+        if not checkpoint.resume(run, state, listener.on_message):
             job.evaluate(state)
         while state.step < plan.steps and state.live:
             job.step(state)
@@ -88,7 +88,7 @@ def train_rl(
                 job.evaluate(state)
             last = state.step == plan.steps or not state.live
             if last or stop.requested or state.step % plan.spec.train.checkpoint_every == 0:
-                job.checkpoint(state)
+                checkpoint.keep(run, state)
             if stop.requested and not last:
                 raise Interrupted(f"stopped after step {state.step} of {plan.steps}")
     write_adapters(run, state, model)
@@ -117,16 +117,6 @@ class _Job:
         self.engine = Engine(model, self.tokenizer)
         self.data_seed = {slot.name: slot.data_seed for slot in plan.spec.slots}
         self.full_reward = sum(max(0.0, reward.weight) for reward in self.rl.rewards)
-
-    def resume(self, state: RunState) -> bool:
-        """Load the latest good checkpoint and cut the logs back to it; False where the run starts at step 0."""
-        latest = self.run.latest_checkpoint(on_skip=self.listener.on_message)
-        self.run.truncate_logs(-1 if latest is None else latest[0])
-        if latest is None:
-            return False
-        load_checkpoint(state, latest[1])
-        self.listener.on_message(f"resuming after step {state.step} of {self.plan.steps}")
-        return True
 
     def step(self, state: RunState) -> None:
         """Sample, score, learn and log, for every live slot."""
@@ -281,7 +271,7 @@ class _Job:
     def keep(self, step: int, slot: str, groups: Sequence[RolloutGroup]) -> None:
         """A few completions for the reader, of the same problems every time."""
         rows: list[RolloutRow] = []
-        for group in groups[: self.rl.rollouts_kept]:
+        for group in groups[: self.plan.spec.train.num_samples]:
             said, problem = group.rollouts[0], self.data.test[group.problem]
             rows.append(
                 RolloutRow(
@@ -298,11 +288,6 @@ class _Job:
                 )
             )
         self.run.append_rollouts(rows)
-
-    def checkpoint(self, state: RunState) -> None:
-        """Save the state after this step; the run directory makes it atomic."""
-        with self.run.writing_checkpoint(state.step) as folder:
-            save_checkpoint(state, folder)
 
     def finish(self, state: RunState) -> dict[str, RLSlotResult]:
         """Sum up from the run's own logs and mark the run as finished."""

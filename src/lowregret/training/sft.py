@@ -24,8 +24,8 @@ from lowregret.models.locate import ModelFolder
 from lowregret.specs import ResolvedPlan
 from lowregret.store.rows import EvalRow, MetricRow
 from lowregret.store.run import RunDirectory
+from lowregret.training import checkpoint
 from lowregret.training.adapters_out import write_adapters
-from lowregret.training.checkpoint import load_checkpoint, save_checkpoint
 from lowregret.training.dominated import dominated_slots
 from lowregret.training.dynamics import dynamics_rows
 from lowregret.training.evaluate import BASE, HeldOut, evaluate, evaluation_steps
@@ -100,7 +100,7 @@ def train(
     meter = Meter(plan.steps, due)
     job = _Job(run=run, plan=plan, data=data, listener=listener, meter=meter, model=model, also_eval=also_eval)
     with StopRequest() as stop:
-        if not job.resume(state):
+        if not checkpoint.resume(run, state, listener.on_message):
             job.evaluate(state)
             job.sample(state, "before")
         while state.step < plan.steps and state.live:
@@ -111,7 +111,7 @@ def train(
                 job.drop_dominated(state)
             last = state.step == plan.steps or not state.live
             if last or stop.requested or state.step % plan.spec.train.checkpoint_every == 0:
-                job.checkpoint(state)
+                checkpoint.keep(run, state)
             if stop.requested and not last:
                 raise Interrupted(f"stopped after step {state.step} of {plan.steps}")
     job.sample(state, "after")
@@ -139,16 +139,6 @@ class _Job:
         self.orders = {seed: ExampleOrder(len(data.train), seed) for seed in seeds}
         self.held_out = {"validation": examples_of(data.validation), "test": examples_of(data.test)}
         self.held_out |= {name: examples_of(store) for name, store in also_eval.items()}
-
-    def resume(self, state: RunState) -> bool:
-        """Load the latest good checkpoint and cut the logs back to it; False where the run starts at step 0."""
-        latest = self.run.latest_checkpoint(on_skip=self.listener.on_message)
-        self.run.truncate_logs(-1 if latest is None else latest[0])
-        if latest is None:
-            return False
-        load_checkpoint(state, latest[1])
-        self.listener.on_message(f"resuming after step {state.step} of {self.plan.steps}")
-        return True
 
     def step(self, state: RunState) -> dict[str, SlotStep]:
         """One optimizer step of every live slot."""
@@ -245,11 +235,6 @@ class _Job:
                 curves.setdefault(row.slot, {})[row.step] = row.nll
         slots = self.plan.spec.slots
         return dominated_slots(slots, curves, step=step, total_steps=self.plan.steps, factor=factor)
-
-    def checkpoint(self, state: RunState) -> None:
-        """Save the state after this step; the run directory makes it atomic."""
-        with self.run.writing_checkpoint(state.step) as folder:
-            save_checkpoint(state, folder)
 
     def sample(self, state: RunState, when: When) -> None:
         """Answers to a few test prompts, for the reader."""
