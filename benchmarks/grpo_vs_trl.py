@@ -25,7 +25,6 @@ import os
 import platform
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -33,11 +32,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from beside.contenders import ALPHA, RANK, bank_on, take_turn, write_start
+
 CONTENDERS = (
     *("ours-bf16", "ours-fp32"),
     *("trl-bf16-8", "trl-bf16-16", "trl-bf16-8-static", "trl-autocast-8", "trl-fp32-8"),
 )
-RANK, ALPHA, LR = 16, 32.0, 1e-6
+LR = 1e-6
 """The rate is so low that no step changes how long the next one's completions are."""
 
 
@@ -69,11 +70,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         job_file = Path(scratch) / "job.json"
         job_file.write_text(json.dumps(prepare(arguments) | {"adapter": str(Path(scratch) / "adapter")}))
-        take_turn("start", job_file, arguments)
+        turn_of("start", job_file, arguments)
         rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in arguments.contenders.split(",")}
         for turn in range(arguments.rounds):
             for name in rounds:
-                rounds[name].append(take_turn(name, job_file, arguments))
+                rounds[name].append(turn_of(name, job_file, arguments))
                 print(f"round {turn + 1} {name}: {describe(rounds[name][-1])}", file=sys.stderr, flush=True)
     summary = summarise(rounds, arguments)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
@@ -104,15 +105,9 @@ def prepare(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def take_turn(name: str, job_file: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+def turn_of(name: str, job_file: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """One contender in a process of its own."""
-    command = [sys.executable, __file__, "--child", name, "--job", str(job_file)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads), "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    for line in done.stdout.splitlines():
-        if line.startswith("RESULT "):
-            return json.loads(line.removeprefix("RESULT "))
-    raise SystemExit(f"{name} failed:\n{done.stdout}\n{done.stderr}")
+    return take_turn([__file__, "--child", name, "--job", str(job_file)], name, threads=arguments.threads)
 
 
 def run_contender(name: str, job: dict[str, Any]) -> dict[str, Any]:
@@ -166,28 +161,6 @@ class StepLog:
 
     def end(self) -> None:
         self.steps.append({**self._now, "seconds": time.perf_counter() - self._began})
-
-
-def write_start(job: dict[str, Any]) -> None:
-    """The untrained adapter that every contender starts from."""
-    from lowregret.adapters.peft_format import write_adapter
-
-    _, bank = bank_on(job, "fp32")
-    write_adapter(bank, "r16", Path(job["adapter"]), base_model=job["model"])
-
-
-def bank_on(job: dict[str, Any], dtype: str) -> tuple[Any, Any]:
-    """The base with a fresh slot; the same A for the same seed in every dtype."""
-    import torch
-
-    from lowregret.models.load import DTYPES, load_module, with_bank
-    from lowregret.models.locate import ModelFolder
-    from lowregret.specs import AdapterSpec
-
-    folder = ModelFolder(path=Path(job["model"]), name="benchmark", content_hash="")
-    model, bank = with_bank(load_module(folder, dtype=DTYPES[dtype], device=torch.device("cpu")))
-    bank.join("r16", AdapterSpec(rank=RANK, alpha=ALPHA))
-    return model, bank
 
 
 def train_ours(job: dict[str, Any], settings: argparse.Namespace, dtype: str, log: StepLog) -> None:

@@ -15,15 +15,16 @@ import json
 import os
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from beside.contenders import ALPHA, RANK, bank_on, take_turn, write_start
+
 CONTENDERS = ("ours-bf16", "ours-fp32", "trl-fp32", "trl-autocast", "trl-bf16")
-RANK, ALPHA, LR = 16, 32.0, 3e-4
+LR = 3e-4
 
 
 def main() -> None:
@@ -47,11 +48,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         job_file = Path(scratch) / "job.json"
         job_file.write_text(json.dumps(prepare(arguments) | {"adapter": str(Path(scratch) / "adapter")}))
-        take_turn("start", job_file, arguments)
+        turn_of("start", job_file, arguments)
         rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in arguments.contenders.split(",")}
         for turn in range(arguments.rounds):
             for name in rounds:
-                rounds[name].append(take_turn(name, job_file, arguments))
+                rounds[name].append(turn_of(name, job_file, arguments))
                 print(f"round {turn + 1} {name}: {describe(rounds[name][-1])}", file=sys.stderr, flush=True)
     summary = summarise(rounds, arguments)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
@@ -80,15 +81,11 @@ def prepare(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def take_turn(name: str, job_file: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+def turn_of(name: str, job_file: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """One contender in a process of its own."""
-    command = [sys.executable, __file__, "--data", "-", "--child", name, "--job", str(job_file)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads), "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    for line in done.stdout.splitlines():
-        if line.startswith("RESULT "):
-            return json.loads(line.removeprefix("RESULT "))
-    raise SystemExit(f"{name} failed:\n{done.stdout}\n{done.stderr}")
+    return take_turn(
+        [__file__, "--data", "-", "--child", name, "--job", str(job_file)], name, threads=arguments.threads
+    )
 
 
 def run_contender(name: str, job: dict[str, Any]) -> dict[str, Any]:
@@ -105,28 +102,6 @@ def run_contender(name: str, job: dict[str, Any]) -> dict[str, Any]:
     tokens = [sum(len(row["input_ids"]) for row in job["rows"][k * size : (k + 1) * size]) for k in range(job["steps"])]
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     return {"losses": losses, "seconds": seconds, "tokens": tokens, "peak_mib": peak_mib}
-
-
-def write_start(job: dict[str, Any]) -> None:
-    """The untrained adapter that every contender starts from."""
-    from lowregret.adapters.peft_format import write_adapter
-
-    _, bank = bank_on(job, "fp32")
-    write_adapter(bank, "r16", Path(job["adapter"]), base_model=job["model"])
-
-
-def bank_on(job: dict[str, Any], dtype: str) -> tuple[Any, Any]:
-    """The base with a fresh slot; the same A for the same seed in every dtype."""
-    import torch
-
-    from lowregret.models.load import DTYPES, load_module, with_bank
-    from lowregret.models.locate import ModelFolder
-    from lowregret.specs import AdapterSpec
-
-    folder = ModelFolder(path=Path(job["model"]), name="benchmark", content_hash="")
-    model, bank = with_bank(load_module(folder, dtype=DTYPES[dtype], device=torch.device("cpu")))
-    bank.join("r16", AdapterSpec(rank=RANK, alpha=ALPHA))
-    return model, bank
 
 
 def train_ours(job: dict[str, Any], dtype: str) -> tuple[list[float], list[float]]:

@@ -12,11 +12,13 @@ import argparse
 import math
 import re
 import shutil
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from lowregret.specs import QuestionSpec
+from lowregret.store.run import RunDirectory
 from lowregret.store.study import STUDY, StudyDirectory
 from lowregret.studies.accuracy import num_collapsed, tuned_accuracy
 from lowregret.studies.best_rate import log_best_rates, tuned_test_losses
@@ -80,6 +82,8 @@ def _section(study: StudyDirectory) -> list[str]:
     lines += ["LR* with its 95 % interval over seeds; test loss at the rate that validation chose, mean over seeds."]
     for index, question in enumerate(spec.questions):
         lines += _rates(index, question, outcomes_of(study, index))
+        if question.protocol in REINFORCED:
+            lines += _by_rate(study, index)
     figures = sorted((DOCS / "studies" / spec.name).glob("*.png"))
     lines += ["", "### Figures", ""]
     lines += [f"![{figure.stem}](studies/{spec.name}/{figure.name})" for figure in figures]
@@ -153,6 +157,34 @@ def _accuracies(index: int, question: QuestionSpec, outcomes: tuple[Outcome, ...
         lines.append(
             f"| {arm.label} | {arm.params:,} | {surface.num_rates} | {len(surface.seeds)} | {values} | {lost} |"
         )
+    return lines
+
+
+def _by_rate(study: StudyDirectory, index: int) -> list[str]:
+    """Test accuracy of every arm at every rate, means over seeds, of drawn and of greedy answers."""
+    planned = {cell.cell: cell for cell in study.plan.cells if cell.question == index}
+    found: dict[tuple[str, float], list[tuple[float, float, float]]] = defaultdict(list)
+    before: list[float] = []
+    for bank in study.plan.banks:
+        if not planned.keys() & set(bank.cells):
+            continue
+        rows = [row for row in RunDirectory.open(study.bank_folder(bank.bank)).read_accuracy() if row.split == "test"]
+        last = max(row.step for row in rows)
+        before += [row.accuracy for row in rows if (row.how, row.step, row.slot) == ("greedy", 0, bank.cells[0])]
+        for cell in bank.cells:
+            drawn = [row.accuracy for row in rows if (row.slot, row.how) == (cell, "sampled")]
+            greedy = [r.accuracy for r in rows if (r.slot, r.how, r.step) == (cell, "greedy", last)]
+            if drawn and greedy:
+                key = (planned[cell].arm.label, planned[cell].lr)
+                found[key].append((drawn[-1], max(drawn), greedy[0]))
+    lines = ["", f"By rate, means over seeds; greedy answers were right to {fmean(before):.3f} before training:", ""]
+    lines += [
+        "| arm | rate | drawn, at the end | drawn, best over steps | greedy, at the end |",
+        "|---|---|---|---|---|",
+    ]
+    for (label, rate), values in sorted(found.items()):
+        end, best, greedy = (fmean(column) for column in zip(*values, strict=True))
+        lines.append(f"| {label} | {rate:.3g} | {end:.3f} | {best:.3f} | {greedy:.3f} |")
     return lines
 
 

@@ -198,17 +198,16 @@ def _tokens(
     def of_tokens(values: Tensor) -> Tensor:
         return torch.repeat_interleave(values, lengths)[index]
 
-    def of_completions(name: str) -> Tensor:
-        arrays = [getattr(one.completion, name) for one in drawn]
+    def of_completions(arrays: list[np.ndarray]) -> Tensor:
         return torch.from_numpy(np.concatenate(arrays))[index] if arrays else torch.empty(0)
 
     return Learned(
         documents=documents,
         of_document=of_document,
         places=torch.from_numpy(np.concatenate(places)) if places else torch.empty(0, dtype=torch.int64),
-        targets=of_completions("tokens"),
+        targets=of_completions([one.completion.tokens for one in drawn]),
         sampled=Sampled(
-            logprobs=of_completions("logprobs"),
+            logprobs=of_completions([one.completion.logprobs for one in drawn]),
             advantages=of_tokens(torch.tensor([one.advantage for one in drawn], dtype=torch.float32)),
             completions=of_tokens(torch.arange(len(drawn))),
             base_logprobs=None,
@@ -226,28 +225,14 @@ def _one_batch(
     tallies: Mapping[str, _Tally],
 ) -> None:
     """Forward and backward of a micro-batch; `done` says how many documents and tokens of each slot came before it."""
-    spans: dict[str, slice] = {}
-    starts: list[int] = []
-    numbers: list[int] = []
-    at = 0
-    for segment, (slot, length) in enumerate(zip(batch.segment_slots, batch.segment_lengths, strict=True)):
-        if segment not in batch.padding:
-            document, token = done[slot]
-            number = learned[slot].of_document[document]
-            first = spans[slot].start if slot in spans else token
-            spans[slot] = slice(first, token + number)
-            starts.append(at)
-            numbers.append(number)
-            done[slot] = (document + 1, token + number)
-        at += length
-    offsets_P = torch.repeat_interleave(torch.tensor(starts), torch.tensor(numbers))
+    spans, offsets_P = _spans(batch, learned, done)
 
     def joined(of: Callable[[Learned], Tensor]) -> Tensor:
         return torch.cat([of(learned[slot])[rows] for slot, rows in spans.items()]).to(model.device)
 
     positions = offsets_P.to(model.device) + joined(lambda own: own.places)
     targets_P, counts_P = joined(lambda own: own.targets), joined(lambda own: own.counts)
-    temperature = _temperature(rl)
+    temperature = rl.sampling.temperature
     base_P = None
     if rl.objective.kl:
         base = Routing.from_lengths({None: len(batch.tokens)})
@@ -281,6 +266,30 @@ def _one_batch(
         start = here.stop
 
 
+def _spans(
+    batch: PackedBatch, learned: Mapping[str, Learned], done: dict[str, tuple[int, int]]
+) -> tuple[dict[str, slice], Tensor]:
+    """The tokens of each slot that a micro-batch predicts, and the row where each token's document begins, int64 [P].
+
+    Moves `done` on by the documents and tokens of the batch.
+    """
+    spans: dict[str, slice] = {}
+    starts: list[int] = []
+    numbers: list[int] = []
+    at = 0
+    for segment, (slot, length) in enumerate(zip(batch.segment_slots, batch.segment_lengths, strict=True)):
+        if segment not in batch.padding:
+            document, token = done[slot]
+            number = learned[slot].of_document[document]
+            first = spans[slot].start if slot in spans else token
+            spans[slot] = slice(first, token + number)
+            starts.append(at)
+            numbers.append(number)
+            done[slot] = (document + 1, token + number)
+        at += length
+    return spans, torch.repeat_interleave(torch.tensor(starts), torch.tensor(numbers))
+
+
 def _numbered(completions: Sequence[Tensor]) -> Tensor:
     """Completions of several slots numbered from 0 in order; those of a document are not in order, but adjacent."""
     parts: list[Tensor] = []
@@ -290,11 +299,6 @@ def _numbered(completions: Sequence[Tensor]) -> Tensor:
         parts.append(own - least + start)
         start += int(own.max()) - least + 1
     return torch.cat(parts)
-
-
-def _temperature(rl: RLSpec) -> float:
-    """Of the distribution that was sampled; greedy completions are taken as samples at 1."""
-    return rl.sampling.temperature or 1.0
 
 
 class _Tally:
