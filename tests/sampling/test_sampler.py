@@ -244,17 +244,19 @@ def test_wide_banks_are_sampled_as_narrow_ones(dtype: torch.dtype) -> None:
     for seed, name in enumerate(specs):
         randomise_b(bank, name, scale=0.3, seed=seed)
     chosen = prompts(3, seed=9)
-    mixed = iter(
-        tokens_of(sampled(together, GREEDY, [Request(slot=n, prompt=p, seeds=(0,)) for n in specs for p in chosen]))
-    )
+    mixed = iter(sampled(together, GREEDY, [Request(slot=n, prompt=p, seeds=(0,)) for n in specs for p in chosen]))
     for seed, name in enumerate(specs):
         alone, own = bank_on(tiny_llama(), {name: specs[name]}, dtype=dtype)
         randomise_b(own, name, scale=0.3, seed=seed)
         for prompt in chosen:
-            ours = next(mixed)
+            (ours,) = next(mixed)
+            ((theirs,),) = sampled(alone, GREEDY, [Request(slot=name, prompt=prompt, seeds=(0,))])
             if dtype == torch.float32:
-                assert ours == tokens_of(sampled(alone, GREEDY, [Request(slot=name, prompt=prompt, seeds=(0,))]))[0]
-            assert len(ours[0]) <= GREEDY.max_new_tokens
+                assert ours.tokens.tolist() == theirs.tokens.tolist()
+            # In bf16 near ties may fall otherwise, and then the texts part; the first token's likelihood may not.
+            np.testing.assert_allclose(
+                ours.logprobs[0], theirs.logprobs[0], atol=1e-5 if dtype == torch.float32 else 0.1
+            )
 
 
 def test_what_a_broken_slot_left_in_the_cache_reaches_nobody() -> None:
