@@ -242,7 +242,7 @@ writing_checkpoint step keep
 """Public methods of the public classes that are no specs."""
 
 FIELDS = {
-    "AdapterSpec": "rank alpha targets unembed init_seed init_scale",
+    "AdapterSpec": "rank alpha targets unembed init_seed init_scale arithmetic",
     "DataSpec": (
         "source config split test_split test_source format columns loss_on max_length overlong "
         "validation_size test_size limit seed"

@@ -164,7 +164,9 @@ class AdapterBank:
             for slot, weights in self.weights.items():
                 if site in weights.a_of:
                     rank = weights.spec.rank
-                    columns[slot] = Columns(start=start, rank=rank, scaling=weights.spec.scaling)
+                    columns[slot] = Columns(
+                        start=start, rank=rank, scaling=weights.spec.scaling, arithmetic=weights.spec.arithmetic
+                    )
                     start += rank
             layer.reserve(columns)
         for slot, weights in self.weights.items():

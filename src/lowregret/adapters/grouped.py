@@ -17,14 +17,16 @@ Suffixes: T rows, D in, F out, R adapter columns (sum of ranks, padded where fol
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lowregret.adapters.products import matmul
 from lowregret.adapters.routing import Span
+from lowregret.specs import Arithmetic
 
 COLUMN_MULTIPLE = 16
 """Adapter columns are padded to this: 576 + 73 columns ran 35 % slower than 576, 576 + 80 lost 11 % less
@@ -49,6 +51,8 @@ class Columns:
     """alpha / rank, already multiplied into the folded B."""
     silent: bool = False
     """B is zero. Where separate, such rows go through the base product itself, so that they are exactly the base."""
+    arithmetic: Arithmetic = "accumulator"
+    """How the slot's part joins the base's; of no effect in fp32 and fp64."""
 
     @property
     def stop(self) -> int:
@@ -71,6 +75,7 @@ def grouped_linear(
     spans: tuple[Span, ...],
     columns: Mapping[str, Columns],
     d_out: int,
+    room: Float[Tensor, "T DX"] | None = None,
 ) -> tuple[Float[Tensor, "T F"], tuple[Tensor, ...]]:
     """y = x W^T + s (x A^T) B^T for every slot's rows, folded.
 
@@ -80,24 +85,28 @@ def grouped_linear(
         spans: rows by slot; a slot without columns here (or None) gets the base.
         columns: adapter columns by slot.
         d_out: F.
+        room: a buffer whose first D columns are x and whose others are free, at least as many as adapter columns;
+            saves copying x.
 
     Returns:
         y of shape [T, F], and for each span u = x A^T of shape [rows, rank], kept for the backward.
     """
-    num_rows, d_in = x_TD.shape
-    xu = x_TD.new_empty(num_rows, folded.shape[1])
-    xu[:, :d_in] = x_TD
-    xu[:, d_in:].zero_()
+    d_in = x_TD.shape[1]
+    xu = _with_tail(x_TD, folded.shape[1], room)
     us: list[Tensor] = []
-    for span in spans:
-        at = columns.get(span.slot) if span.slot is not None else None
+    for span, at in _adapted(spans, columns):
         if at is None:
             us.append(x_TD.new_empty(0))
             continue
-        rows = slice(span.start, span.stop)
-        us.append(x_TD[rows] @ folded[d_out + at.start : d_out + at.stop, :d_in].T)
-        xu[rows, d_in + at.start : d_in + at.stop] = us[-1]
-    return xu @ folded[:d_out].T, tuple(us)
+        us.append(matmul(x_TD[span.start : span.stop], folded[d_out + at.start : d_out + at.stop, :d_in].T))
+        if at.arithmetic == "accumulator":
+            xu[span.start : span.stop, d_in + at.start : d_in + at.stop] = us[-1]
+    y_TF = matmul(xu, folded[:d_out].T)
+    for (span, at), u in zip(_adapted(spans, columns), us, strict=True):
+        if at is not None and at.arithmetic != "accumulator":
+            up_FR = folded[:d_out, d_in + at.start : d_in + at.stop]
+            _join_late(y_TF[span.start : span.stop], u, up_FR.T, at.arithmetic)
+    return y_TF, tuple(us)
 
 
 def grouped_linear_backward(
@@ -106,26 +115,58 @@ def grouped_linear_backward(
     spans: tuple[Span, ...],
     columns: Mapping[str, Columns],
     d_in: int,
+    room: Float[Tensor, "T FX"] | None = None,
 ) -> tuple[Float[Tensor, "T D"], tuple[Tensor, ...]]:
     """Gradient of the input, the adapter part in the same accumulator as the base part; folded.
+
+    Args:
+        room: as in `grouped_linear`, of dy.
 
     Returns:
         dx of shape [T, D], and for each span du = dy sB of shape [rows, rank].
     """
-    num_rows, d_out = dy_TF.shape
-    dyu = dy_TF.new_empty(num_rows, folded.shape[0])
-    dyu[:, :d_out] = dy_TF
-    dyu[:, d_out:].zero_()
+    d_out = dy_TF.shape[1]
+    dyu = _with_tail(dy_TF, folded.shape[0], room)
     dus: list[Tensor] = []
-    for span in spans:
-        at = columns.get(span.slot) if span.slot is not None else None
+    for span, at in _adapted(spans, columns):
         if at is None:
             dus.append(dy_TF.new_empty(0))
             continue
-        rows = slice(span.start, span.stop)
-        dus.append(dy_TF[rows] @ folded[:d_out, d_in + at.start : d_in + at.stop])
-        dyu[rows, d_out + at.start : d_out + at.stop] = dus[-1]
-    return dyu @ folded[:, :d_in], tuple(dus)
+        dus.append(matmul(dy_TF[span.start : span.stop], folded[:d_out, d_in + at.start : d_in + at.stop]))
+        if at.arithmetic == "accumulator":
+            dyu[span.start : span.stop, d_out + at.start : d_out + at.stop] = dus[-1]
+    dx_TD = matmul(dyu, folded[:, :d_in])
+    for (span, at), du in zip(_adapted(spans, columns), dus, strict=True):
+        if at is not None and at.arithmetic != "accumulator":
+            down_RD = folded[d_out + at.start : d_out + at.stop, :d_in]
+            _join_late(dx_TD[span.start : span.stop], du, down_RD, at.arithmetic)
+    return dx_TD, tuple(dus)
+
+
+def _with_tail(x_TD: Tensor, width: int, room: Tensor | None) -> Tensor:
+    """[x, 0] of `width` columns: in the room that x stands in, or copied."""
+    num_rows, d_in = x_TD.shape
+    if room is None:
+        room = x_TD.new_empty(num_rows, width)
+        room[:, :d_in] = x_TD
+    room = room[:, :width]
+    room[:, d_in:].zero_()
+    return room
+
+
+def _adapted(spans: tuple[Span, ...], columns: Mapping[str, Columns]) -> Iterator[tuple[Span, Columns | None]]:
+    """Each span with its slot's columns here, None where it has none."""
+    for span in spans:
+        yield span, columns.get(span.slot) if span.slot is not None else None
+
+
+def _join_late(base_TX: Tensor, u_TR: Tensor, matrix_RX: Tensor, arithmetic: Arithmetic) -> None:
+    """The arithmetics that are kept for measurement: the adapter's part meets a base that was rounded before."""
+    if arithmetic == "add":
+        base_TX += matmul(u_TR, matrix_RX)
+    else:
+        wide = torch.promote_types(base_TX.dtype, torch.float32)
+        base_TX.copy_(base_TX.to(wide) + u_TR.to(wide) @ matrix_RX.to(wide))
 
 
 def separate_linear(
@@ -140,18 +181,17 @@ def separate_linear(
     outputs: list[Tensor] = []
     us: list[Tensor] = []
     base_from = 0  # rows from here to the span under way need the base only, in one product
-    for span in spans:
+    for span, at in _adapted(spans, columns):
         x = x_TD[span.start : span.stop]
-        at = columns.get(span.slot) if span.slot is not None else None
-        us.append(x_TD.new_empty(0) if at is None else x @ down_RD[at.start : at.stop].T)
+        us.append(x_TD.new_empty(0) if at is None else matmul(x, down_RD[at.start : at.stop].T))
         if at is None or at.silent:
             continue
         if base_from < span.start:
-            outputs.append(x_TD[base_from : span.start] @ weight_FD.T)
-        outputs.append(torch.cat([x, us[-1]], 1) @ torch.cat([weight_FD, up_FR[:, at.start : at.stop]], 1).T)
+            outputs.append(matmul(x_TD[base_from : span.start], weight_FD.T))
+        outputs.append(_joined(x, us[-1], weight_FD.T, up_FR[:, at.start : at.stop].T, at.arithmetic))
         base_from = span.stop
     if base_from < x_TD.shape[0]:
-        outputs.append(x_TD[base_from:] @ weight_FD.T)
+        outputs.append(matmul(x_TD[base_from:], weight_FD.T))
     return torch.cat(outputs), tuple(us)
 
 
@@ -166,16 +206,24 @@ def separate_linear_backward(
     """`grouped_linear_backward` with the adapters apart."""
     outputs: list[Tensor] = []
     dus: list[Tensor] = []
-    for span in spans:
+    for span, at in _adapted(spans, columns):
         dy = dy_TF[span.start : span.stop]
-        at = columns.get(span.slot) if span.slot is not None else None
         if at is None:
             dus.append(dy_TF.new_empty(0))
-            outputs.append(dy @ weight_FD)
+            outputs.append(matmul(dy, weight_FD))
             continue
-        dus.append(dy @ up_FR[:, at.start : at.stop])
-        outputs.append(torch.cat([dy, dus[-1]], 1) @ torch.cat([weight_FD, down_RD[at.start : at.stop]], 0))
+        dus.append(matmul(dy, up_FR[:, at.start : at.stop]))
+        outputs.append(_joined(dy, dus[-1], weight_FD, down_RD[at.start : at.stop], at.arithmetic))
     return torch.cat(outputs), tuple(dus)
+
+
+def _joined(x_TK: Tensor, u_TR: Tensor, base_KX: Tensor, matrix_RX: Tensor, arithmetic: Arithmetic) -> Tensor:
+    """[x, u] [base; matrix] in one product, or in the arithmetic asked for."""
+    if arithmetic == "accumulator":
+        return matmul(torch.cat([x_TK, u_TR], 1), torch.cat([base_KX, matrix_RX], 0))
+    y_TX = matmul(x_TK, base_KX)
+    _join_late(y_TX, u_TR, matrix_RX, arithmetic)
+    return y_TX
 
 
 def accumulate_adapter_gradients(
@@ -196,8 +244,8 @@ def accumulate_adapter_gradients(
             continue
         rows = slice(span.start, span.stop)
         grad_a, grad_b = gradients[span.slot]
-        grad_a.add_(du.T @ x_TD[rows])
-        grad_b.add_((u.T @ dy_TF[rows]).T, alpha=columns[span.slot].scaling)
+        grad_a.add_(matmul(du.T, x_TD[rows]))
+        grad_b.add_(matmul(u.T, dy_TF[rows]).T, alpha=columns[span.slot].scaling)
 
 
 def grouped_linear_reference(

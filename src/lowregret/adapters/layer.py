@@ -24,7 +24,7 @@ from lowregret.adapters.grouped import (
     separate_linear,
     separate_linear_backward,
 )
-from lowregret.adapters.routing import Routing
+from lowregret.adapters.routing import Routing, Span
 from lowregret.adapters.stacked import accumulate_stacked_gradients, runs_of, stacked_linear, stacked_linear_backward
 
 
@@ -96,11 +96,60 @@ class AdaptedLinear(nn.Module):
         self.working.up[:, at.start : at.stop] = 0
         self.columns[slot] = replace(at, silent=True)
 
+    @property
+    def room(self) -> int:
+        """Columns behind x in which `apply_to` can do without a copy of it; `pull_back` needs as many behind dy."""
+        return 0 if self.working.folded is None else self.working.folded.shape[1] - self.in_features
+
+    def apply_to(self, x_TD: Tensor, room: Tensor | None = None) -> tuple[Tensor, Kept]:
+        """The output without bias, [T, F], and what `pull_back` needs; outside autograd.
+
+        Args:
+            room: a buffer that begins with x and has at least `self.room` free columns behind it.
+        """
+        spans = self.cell.current().spans_of(x_TD.shape[0])
+        working, columns = self.working, self.columns
+        if working.folded is not None:
+            y_TF, us = grouped_linear(x_TD, working.folded, spans, columns, self.out_features, room)
+        elif self.stacks:
+            y_TF, us = stacked_linear(x_TD, self.weight, working.down, working.up, runs_of(spans, columns))
+        else:
+            y_TF, us = separate_linear(x_TD, self.weight, working.down, working.up, spans, columns)
+        return y_TF, Kept(spans=spans, us=us)
+
+    def pull_back(self, x_TD: Tensor, dy_TF: Tensor, kept: Kept, room: Tensor | None = None) -> Tensor:
+        """Gradient of the input, [T, D]; adds to the slots' gradients."""
+        working, columns, gradients, us = self.working, self.columns, self.gradients, kept.us
+        if working.folded is None and self.stacks:
+            runs = runs_of(kept.spans, columns)
+            dx_TD, dus = stacked_linear_backward(dy_TF, self.weight, working.down, working.up, runs)
+            accumulate_stacked_gradients(x_TD, dy_TF, us, dus, runs, columns, gradients)
+            return dx_TD
+        if working.folded is not None:
+            dx_TD, dus = grouped_linear_backward(dy_TF, working.folded, kept.spans, columns, self.in_features, room)
+        else:
+            dx_TD, dus = separate_linear_backward(dy_TF, self.weight, working.down, working.up, kept.spans, columns)
+        accumulate_adapter_gradients(x_TD, dy_TF, us, dus, kept.spans, columns, gradients)
+        return dx_TD
+
     def forward(self, x: Tensor) -> Tensor:
         """x of shape [..., D] to [..., F]."""
         flat = x.reshape(-1, self.in_features)
         y = cast(Tensor, _AdaptedLinearFunction.apply(flat, self)).view(*x.shape[:-1], self.out_features)
         return y if self.bias is None else y + self.bias
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """What the backward of an adapted layer needs besides x.
+
+    >>> Kept(spans=(), us=()).us
+    ()
+    """
+
+    spans: tuple[Span, ...]
+    us: tuple[Tensor, ...]
+    """u = x A^T of each span, or of each run of spans where they are stacked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,16 +171,9 @@ class WorkingCopy:
 class _AdaptedLinearFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_TD: Tensor, layer: AdaptedLinear) -> Tensor:
-        spans = layer.cell.current().spans_of(x_TD.shape[0])
-        working, columns = layer.working, layer.columns
-        if working.folded is not None:
-            y_TF, us = grouped_linear(x_TD, working.folded, spans, columns, layer.out_features)
-        elif layer.stacks:
-            y_TF, us = stacked_linear(x_TD, layer.weight, working.down, working.up, runs_of(spans, columns))
-        else:
-            y_TF, us = separate_linear(x_TD, layer.weight, working.down, working.up, spans, columns)
-        ctx.save_for_backward(x_TD, *us)
-        ctx.layer, ctx.spans = layer, spans
+        y_TF, kept = layer.apply_to(x_TD)
+        ctx.save_for_backward(x_TD, *kept.us)
+        ctx.layer, ctx.spans = layer, kept.spans
         return y_TF
 
     @staticmethod
@@ -139,15 +181,4 @@ class _AdaptedLinearFunction(torch.autograd.Function):
         (dy_TF,) = grad_outputs
         x_TD, *us = ctx.saved_tensors
         layer: AdaptedLinear = ctx.layer
-        working, columns, gradients = layer.working, layer.columns, layer.gradients
-        if working.folded is None and layer.stacks:
-            runs = runs_of(ctx.spans, columns)
-            dx_TD, dus = stacked_linear_backward(dy_TF, layer.weight, working.down, working.up, runs)
-            accumulate_stacked_gradients(x_TD, dy_TF, us, dus, runs, columns, gradients)
-            return dx_TD, None
-        if working.folded is not None:
-            dx_TD, dus = grouped_linear_backward(dy_TF, working.folded, ctx.spans, columns, layer.in_features)
-        else:
-            dx_TD, dus = separate_linear_backward(dy_TF, layer.weight, working.down, working.up, ctx.spans, columns)
-        accumulate_adapter_gradients(x_TD, dy_TF, us, dus, ctx.spans, columns, gradients)
-        return dx_TD, None
+        return layer.pull_back(x_TD, dy_TF, Kept(spans=ctx.spans, us=tuple(us))), None

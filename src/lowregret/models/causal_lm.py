@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lowregret.adapters.bank import AdapterBank
 from lowregret.adapters.full import FullParameters
+from lowregret.adapters.products import linear
 from lowregret.adapters.routing import Routing
 from lowregret.batches import PackedBatch
 from lowregret.models.attention import NAME, Attending, Packing
@@ -76,7 +77,9 @@ class CausalLM:
 
     def logits(self, hidden_PD: Float[Tensor, "P D"]) -> Float[Tensor, "P V"]:
         """Logits of some hidden states, in the model's dtype."""
-        logits = self.head(hidden_PD)
+        head = self.head
+        plain = type(head) is nn.Linear and head.bias is None
+        logits = linear(hidden_PD, cast(nn.Linear, head).weight) if plain else head(hidden_PD)
         if self._logits_divisor != 1.0:
             logits = logits / self._logits_divisor
         if self._logits_factor != 1.0:

@@ -15,7 +15,13 @@ from lowregret.errors import CapacityError, SpecError
 from lowregret.planner.information import information_of
 from lowregret.planner.learning_rate import LearningRate, full_rate, lora_rate
 from lowregret.planner.memory import Cache, MemoryQuestion, largest_micro_batch, memory, needed_bytes
-from lowregret.planner.validate import check_warmup, validate_against_data, validate_against_shape, validate_spec
+from lowregret.planner.validate import (
+    check_arithmetic,
+    check_warmup,
+    validate_against_data,
+    validate_against_shape,
+    validate_spec,
+)
 from lowregret.planner.validate_rl import validate_lengths
 from lowregret.planner.warn import warnings_of
 from lowregret.specs.adapter import AdapterSpec
@@ -61,6 +67,7 @@ def resolve(
     derived: list[Derived] = []
     device = _device(spec, hardware, derived)
     dtype = _dtype(spec, hardware, derived)
+    check_arithmetic(spec.slots, dtype)
     threads = _threads(spec, hardware, derived)
     steps = _steps(spec, facts, derived)
     check_warmup(spec.train, steps)

@@ -112,6 +112,20 @@ def _slot(slot: SlotSpec) -> None:
         _full(slot.weights, f"{field}.weights")
 
 
+def check_arithmetic(slots: Sequence[SlotSpec], dtype: str) -> None:
+    """Check that an arithmetic that was asked for is one in which something differs.
+
+    Raises:
+        SpecError: an adapter is to be added onto a rounded base, and nothing is rounded.
+    """
+    for slot in slots:
+        if isinstance(slot.weights, AdapterSpec) and slot.weights.arithmetic != "accumulator" and dtype != "bf16":
+            raise SpecError(
+                f"slots.{slot.name}.weights.arithmetic: {slot.weights.arithmetic!r} differs from the default in bf16 "
+                f"only; give --dtype bf16 or leave it out"
+            )
+
+
 def _adapter(spec: AdapterSpec, field: str) -> None:
     _rank_range(spec.rank, f"{field}.rank")
     positive(spec.alpha, f"{field}.alpha", "32 is the default")

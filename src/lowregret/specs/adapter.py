@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+Arithmetic = Literal["accumulator", "add", "addmm"]
+"""How an adapter's part of a sum joins the base's in bf16."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterSpec:
@@ -29,6 +32,10 @@ class AdapterSpec:
     """Seed of A. Each matrix draws from its own stream, so the same seed gives the same A in any bank."""
     init_scale: float = 1.0
     """Multiplier of A's half-width 1/sqrt(d_in). 1 is the paper's (and PEFT's) initialisation."""
+    arithmetic: Arithmetic = "accumulator"
+    """How its part joins the base's in bf16: in one fp32 `accumulator` that is rounded once, or, for measurement only,
+    as is usual: `add` rounds both and adds (PEFT's), `addmm` adds in fp32 onto a rounded base. Both swallow small
+    updates (science.md, "The swallowed update")."""
 
     @property
     def scaling(self) -> float:
