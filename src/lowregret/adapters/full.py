@@ -91,6 +91,11 @@ class FullParameters:
         return self._masters
 
     @property
+    def gradients(self) -> dict[nn.Parameter, Tensor]:
+        """fp32 accumulators by working parameter, for a backward that adds to them without autograd."""
+        return {parameter: self._grads[name] for name, parameter in self._parameters.items()}
+
+    @property
     def num_parameters(self) -> int:
         return sum(master.numel() for master in self._masters.values())
 

@@ -20,6 +20,7 @@ from lowregret.adapters.products import linear
 from lowregret.adapters.routing import Routing
 from lowregret.batches import PackedBatch
 from lowregret.models.attention import NAME, Attending, Packing
+from lowregret.models.fast_body import FastBody
 
 LOGITS_BYTES = 64 << 20
 """fp32 bytes of one chunk of logits; larger chunks were no faster (benchmarks/pieces.py)."""
@@ -28,12 +29,21 @@ LOGITS_BYTES = 64 << 20
 class CausalLM:
     """A transformers model, with at most one thing that trains on it."""
 
-    def __init__(self, model: nn.Module, *, trainable: AdapterBank | FullParameters | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, *, trainable: AdapterBank | FullParameters | None = None, fast: bool = True
+    ) -> None:
+        """
+        Args:
+            fast: take the fast path where it applies (`fast_body`); False: transformers' own modules.
+        """
         self.model = model
         self.trainable = trainable
         config: Any = model.config
         text_config = config.get_text_config()
         self.body = cast(nn.Module, getattr(model, str(model.base_model_prefix)))
+        self._fast: FastBody | None = None
+        if fast and FastBody.fits(self.body):
+            self._fast = FastBody(self.body, trainable.gradients if isinstance(trainable, FullParameters) else {})
         self.vocab_size = int(text_config.vocab_size)
         self._softcap = cast("float | None", getattr(text_config, "final_logit_softcapping", None))
         self._logits_divisor = float(getattr(text_config, "logits_scaling", 1.0) or 1.0)
@@ -53,18 +63,30 @@ class CausalLM:
         """The unembedding: an `nn.Linear` or an adapted one."""
         return cast(Any, self.model).get_output_embeddings()
 
-    def hidden(self, batch: PackedBatch) -> Float[Tensor, "T D"]:
-        """Last hidden states of every packed token; run it inside `routed(batch)`."""
-        return self.hidden_of(batch.tokens, batch.positions, Packing(lengths=batch.segment_lengths))
+    def hidden(self, batch: PackedBatch, *, module_by_module: bool = False) -> Float[Tensor, "T D"]:
+        """Last hidden states of every packed token; run it inside `routed(batch)`.
+
+        Args:
+            module_by_module: through transformers' own modules, so that their hooks are called.
+        """
+        packing = Packing(lengths=batch.segment_lengths)
+        return self.hidden_of(batch.tokens, batch.positions, packing, module_by_module=module_by_module)
 
     def hidden_of(
-        self, tokens_T: Int[Tensor, " T"], positions_T: Int[Tensor, " T"], attending: Attending
+        self,
+        tokens_T: Int[Tensor, " T"],
+        positions_T: Int[Tensor, " T"],
+        attending: Attending,
+        *,
+        module_by_module: bool = False,
     ) -> Float[Tensor, "T D"]:
         """Last hidden states of a row of tokens, which attend as `attending` says; run it inside `routed(...)`."""
         assert cast(Any, self.model).config._attn_implementation == NAME, "another model shares this model's config"
         embedded = cast(Any, self.model).get_input_embeddings()(tokens_T[None])
         if torch.is_grad_enabled() and not embedded.requires_grad:
             embedded.requires_grad_()  # the graph starts here: adapters take no part in it as leaves
+        if self._fast is not None and not module_by_module:
+            return self._fast.hidden(embedded[0], positions_T, attending)
         placeholder = torch.empty(1, 1, 1, 1, dtype=self.dtype, device=tokens_T.device)
         output = self.body(
             inputs_embeds=embedded,
@@ -104,6 +126,8 @@ class CausalLM:
 
     def use_activation_checkpointing(self, on: bool) -> None:
         """Keep only each layer's input and recompute the rest in the backward."""
+        if self._fast is not None:
+            self._fast.recompute = on
         if on:
             model = cast(Any, self.model)
             model.activation_checkpointing_enable({"use_reentrant": False})

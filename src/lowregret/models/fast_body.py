@@ -1,0 +1,56 @@
+"""The fast path: the body of a Llama-shaped model, layer by layer through `llama_layer`.
+
+Used wherever it applies; other models run through transformers' own modules (`CausalLM.hidden`), and give the same
+numbers (tests/models/test_fast_body.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from lowregret.models.attention import Attending
+from lowregret.models.llama_layer import Around, LlamaLayer, NormFunction
+
+FAMILIES = {"llama", "mistral", "qwen2", "qwen3", "smollm3"}
+"""Families, as config.json names them, whose layer is that of `llama_layer`: RMS norm before attention and before a
+gated SiLU MLP, rotary positions, with or without biases, norms of heads, windows."""
+
+
+class FastBody:
+    """Embeddings to last hidden states."""
+
+    def __init__(self, body: nn.Module, gradients: Mapping[nn.Parameter, Tensor]) -> None:
+        """
+        Args:
+            body: of a family in `FAMILIES`.
+            gradients: accumulators of the body's own parameters that train.
+        """
+        self._body = cast(Any, body)
+        self._layers = [LlamaLayer(layer) for layer in self._body.layers]
+        self._gradients = gradients
+        self.recompute = False
+        """Activation checkpointing."""
+
+    @staticmethod
+    def fits(body: nn.Module) -> bool:
+        """Whether this is a body of transformers' own whose layers are known."""
+        config = cast(Any, body).config
+        own = type(body).__module__.startswith("transformers.models.")
+        return own and config.model_type in FAMILIES and config.hidden_act == "silu"
+
+    def hidden(
+        self, embedded_TD: Float[Tensor, "T D"], positions_T: Int[Tensor, " T"], attending: Attending
+    ) -> Float[Tensor, "T D"]:
+        """Last hidden states; differentiable where the embeddings are."""
+        cos, sin = self._body.rotary_emb(embedded_TD[None], positions_T[None])
+        around = Around(
+            cos=cos[0], sin=sin[0], attending=attending, gradients=self._gradients, recompute=self.recompute
+        )
+        h_TD = embedded_TD
+        for layer in self._layers:
+            h_TD = layer(h_TD, around)
+        return cast(Tensor, NormFunction.apply(h_TD, self._body.norm, around))
