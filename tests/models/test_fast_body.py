@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from lowregret.adapters.routing import Routing
 from lowregret.batches import PackedBatch
+from lowregret.kernels.build import library
 from lowregret.models import fused
 from lowregret.models.causal_lm import CausalLM
 from lowregret.models.fast_body import FAMILIES, FastBody
 from lowregret.models.load import prepare_module, with_full
+from lowregret.objectives.nll import nll, nll_reference, nll_with_gradient
 from lowregret.specs import AdapterSpec, FullSpec
 from lowregret.training.step import batch_nll, forward_backward
 from tiny import VOCABULARY, bank_on, examples, packed, randomise_b
@@ -152,33 +154,96 @@ def gradients_of(call: Callable[..., Tensor], inputs: list[Tensor], dy: Tensor) 
     return list(torch.autograd.grad(call(*leaves), leaves, dy))
 
 
-def test_norm_equals_its_formula() -> None:
-    torch.manual_seed(1)
-    h, weight, dn = torch.randn(5, 3, 8).double(), torch.randn(8).double(), torch.randn(5, 3, 8).double()
-    inverse, n, grad_weight = fused.rms_inverse(h, 1e-5), torch.empty_like(h), torch.zeros_like(weight)
-    fused.rms_scale(h, inverse, weight, n)
-    dh = fused.rms_norm_backward(dn.clone(), h, weight, inverse, grad_weight)
-    torch.testing.assert_close(n, fused.rms_norm_reference(h, weight, 1e-5))
-    expected = gradients_of(lambda a, b: fused.rms_norm_reference(a, b, 1e-5), [h, weight], dn)
-    torch.testing.assert_close([dh, grad_weight], expected)
+FORMATS = [torch.float64, torch.float32, torch.bfloat16]
+"""fp64 goes through torch's operations, the others through the compiled pieces where there is a compiler."""
 
 
-def test_rotation_equals_its_formula_and_turns_back() -> None:
+def close(found: list[Tensor], expected: list[Tensor], dtype: torch.dtype) -> None:
+    """Results in a format against fp64's; to half a unit in the last place of bf16, with room for sums in fp32."""
+    tolerance = {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 2**-8}[dtype]
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=tolerance, atol=tolerance)
+
+
+def drawn(*shapes: tuple[int, ...], dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
+    """Random tensors in a format, and the same numbers in fp64."""
     torch.manual_seed(1)
-    x, angles = torch.randn(5, 3, 8).double(), torch.randn(5, 4).double()
+    made = [torch.randn(shape).to(dtype) for shape in shapes]
+    return made, [value.double() for value in made]
+
+
+def roomy(like: Tensor) -> Tensor:
+    """A place for a result whose rows are further apart than they are wide."""
+    return like.new_full((*like.shape[:-1], like.shape[-1] + 5), torch.nan)[..., : like.shape[-1]]
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+def test_norm_equals_its_formula(dtype: torch.dtype) -> None:
+    (h, weight, dn, add), (h64, weight64, dn64, add64) = drawn((7, 24), (24,), (7, 24), (7, 24), dtype=dtype)
+    n, again, dh, grad_weight = roomy(h), roomy(h), roomy(h), torch.zeros(24, dtype=torch.float64)
+    inverse = fused.rms_norm(h, weight, 1e-5, n)
+    fused.rms_scale(h, inverse, weight, again)
+    fused.rms_norm_backward(dn, h, weight, inverse, dh, add_TD=add, grad_weight_D=grad_weight)
+    assert torch.equal(n, again)
+    expected = gradients_of(lambda a, b: fused.rms_norm_reference(a, b, 1e-5), [h64, weight64], dn64)
+    close([n, dh], [fused.rms_norm_reference(h64, weight64, 1e-5), expected[0] + add64], dtype)
+    torch.testing.assert_close(grad_weight, expected[1], rtol=2e-2, atol=2e-2)
+    fused.rms_norm_backward(dn, h, weight, inverse, add, add_TD=add)
+    assert torch.equal(add, dh)  # in the place of what it is added to
+    fused.rms_norm_backward(dn, h, weight, inverse, dh)
+    close([dh], [expected[0]], dtype)
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+def test_rotation_equals_its_formula_and_turns_back(dtype: torch.dtype) -> None:
+    (x, angles, dy), _ = drawn((5, 3, 8), (5, 4), (3, 5, 8), dtype=dtype)
+    dy = dy.transpose(0, 1)
     cos, sin = (torch.cat([part, part], -1) for part in (angles.cos(), angles.sin()))
-    turned, back, dy = torch.empty_like(x), torch.empty_like(x), torch.randn_like(x)
+    turned, back = roomy(x), roomy(x)
     fused.rotate(x, cos, sin, turned)
-    torch.testing.assert_close(turned, fused.rotate_reference(x, cos, sin))
     fused.rotate(dy, cos, sin, back, back=True)
-    torch.testing.assert_close([back], gradients_of(lambda a: fused.rotate_reference(a, cos, sin), [x], dy))
+    wide = cos.double(), sin.double()
+    expected = gradients_of(lambda a: fused.rotate_reference(a, *wide), [x.double()], dy.double())
+    close([turned, back], [fused.rotate_reference(x.double(), *wide), *expected], dtype)
 
 
-def test_swiglu_equals_its_formula() -> None:
-    torch.manual_seed(1)
-    gate, up, dm = torch.randn(5, 8).double(), torch.randn(5, 8).double(), torch.randn(5, 8).double()
-    m, dgate, dup = torch.empty_like(gate), torch.empty_like(gate), torch.empty_like(gate)
-    activated = fused.swiglu(gate, up, m)
-    torch.testing.assert_close(m, fused.swiglu_reference(gate, up))
-    fused.swiglu_backward(dm.clone(), gate, up, activated, dgate, dup)
-    torch.testing.assert_close([dgate, dup], gradients_of(fused.swiglu_reference, [gate, up], dm))
+@pytest.mark.parametrize("dtype", FORMATS)
+def test_swiglu_equals_its_formula(dtype: torch.dtype) -> None:
+    (gate, up, dm), (gate64, up64, dm64) = drawn((5, 24), (5, 24), (5, 24), dtype=dtype)
+    gate[0, :3] = gate64[0, :3] = torch.tensor([40.0, -40.0, 0.0])
+    m, dgate, dup = roomy(gate), roomy(gate), roomy(gate)
+    fused.swiglu(gate, up, m)
+    fused.swiglu_backward(dm, gate, up, dgate, dup)
+    expected = gradients_of(fused.swiglu_reference, [gate64, up64], dm64)
+    close([m, dgate, dup], [fused.swiglu_reference(gate64, up64), *expected], dtype)
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+def test_nll_equals_its_formula(dtype: torch.dtype) -> None:
+    (logits, weights), (logits64, weights64) = drawn((9, 130), (9,), dtype=dtype)
+    logits[0] = logits64[0] = torch.linspace(-300.0, 300.0, 130).to(dtype)
+    weights = weights.to(torch.promote_types(dtype, torch.float32))
+    targets = torch.arange(9) * 14
+    expected_losses, expected = nll_reference(logits64, targets, weights64)
+    torch.testing.assert_close(nll(logits, targets).double(), expected_losses, rtol=1e-5, atol=1e-5)
+    losses, gradient = nll_with_gradient(logits, targets, lambda losses: weights)
+    torch.testing.assert_close(losses.double(), expected_losses, rtol=1e-5, atol=1e-5)
+    close([gradient], [expected], dtype)
+
+
+@pytest.mark.skipif(library() is None, reason="no compiler: torch's operations serve, and pass NaNs on")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_pieces_pass_a_nan_on_and_nowhere_else(dtype: torch.dtype) -> None:
+    (x, ones, other), _ = drawn((4, 32), (32,), (4, 32), dtype=dtype)
+    x[1, 7] = torch.nan
+    out, second = torch.empty_like(x), torch.empty_like(x)
+    inverse = fused.rms_norm(x, ones, 1e-5, out)
+    assert out.isnan().any(1).tolist() == [False, True, False, False]
+    assert inverse.isnan()[:, 0].tolist() == [False, True, False, False]
+    fused.swiglu(x, other, out)
+    assert torch.equal(out.isnan(), x.isnan())
+    fused.swiglu_backward(other, x, other, out, second)
+    assert torch.equal(out.isnan(), x.isnan())
+    losses, gradient = nll_with_gradient(x, torch.tensor([0, 1, 2, 3]), torch.ones_like)
+    assert losses.isnan().tolist() == [False, True, False, False]
+    assert gradient.isnan().any(1).tolist() == [False, True, False, False]

@@ -18,13 +18,14 @@ LAYER_0 = ("errors", "folders", "hub", "specs", "batches")
 """Nouns and errors: open to every room, and importing none."""
 
 MAY_IMPORT = {
+    "kernels": "",
     "planner": "",
     "store": "",
     "data": "",
     "rewards": "",
-    "objectives": "",
-    "adapters": "",
-    "models": "adapters",
+    "objectives": "kernels",
+    "adapters": "kernels",
+    "models": "kernels adapters",
     "sampling": "data rewards objectives adapters models",
     "training": "planner store data objectives adapters models sampling",
     "export": "store data adapters models training",

@@ -24,8 +24,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lowregret.adapters.products import matmul
 from lowregret.adapters.routing import Span
+from lowregret.kernels.products import matmul
 from lowregret.specs import Arithmetic
 
 COLUMN_MULTIPLE = 16

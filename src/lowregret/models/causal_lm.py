@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from lowregret.adapters.bank import AdapterBank
 from lowregret.adapters.full import FullParameters
-from lowregret.adapters.products import linear
 from lowregret.adapters.routing import Routing
 from lowregret.batches import PackedBatch
+from lowregret.kernels.products import linear
 from lowregret.models.attention import NAME, Attending, Packing
 from lowregret.models.fast_body import FastBody
 
@@ -109,6 +109,11 @@ class CausalLM:
         if self._softcap is not None:
             logits = self._softcap * torch.tanh(logits / self._softcap)
         return logits
+
+    @property
+    def keeps_logits(self) -> bool:
+        """Whether the backward of `logits` reads them again, so that nothing may be put in their place."""
+        return self._softcap is not None
 
     @property
     def chunk_rows(self) -> int:

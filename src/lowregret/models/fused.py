@@ -1,7 +1,8 @@
 """The pieces of a Llama-shaped layer that are no matrix products, forward and backward, without autograd.
 
-Each stands beside the formula that it computes (`*_reference`, by autograd); tests hold the pairs equal. Results go
-where the caller says, so that a product's operand is made in the place that the product reads.
+Each is one pass over memory where the compiled pieces serve (`kernels`: fp32 and bf16 on a CPU with a compiler), else a
+few of torch's. Beside it stands the formula that it computes (`*_reference`, by autograd); tests hold all three equal.
+Results go where the caller says, so that a product's operand is made in the place that the product reads.
 Suffixes: T tokens, D channels of the row, H heads, C channels of a head, F inner channels of the MLP.
 """
 
@@ -11,43 +12,63 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lowregret.kernels import native
 
-def rms_inverse(h_TD: Float[Tensor, "*T D"], eps: float) -> Float[Tensor, "*T 1"]:
-    """1 / sqrt(mean(h^2) + eps), in fp32 (fp64 for fp64)."""
+
+def rms_norm(
+    h_TD: Float[Tensor, "T D"], weight_D: Float[Tensor, " D"], eps: float, out_TD: Float[Tensor, "T D"]
+) -> Float[Tensor, "T 1"]:
+    """Write h / sqrt(mean(h^2) + eps) * weight to `out_TD`; returns 1 / sqrt(...), fp32 (fp64 for fp64)."""
+    if native.serves(h_TD):
+        inverse = torch.empty(h_TD.shape[0], 1, dtype=torch.float32)
+        native.rms_norm(h_TD, inverse, weight_D, eps, out_TD, known=False)
+        return inverse
     wide = torch.promote_types(h_TD.dtype, torch.float32)
     norm = torch.linalg.vector_norm(h_TD, dim=-1, keepdim=True, dtype=wide)
-    return norm.square_().div_(h_TD.shape[-1]).add_(eps).rsqrt_()
+    inverse = norm.square_().div_(h_TD.shape[-1]).add_(eps).rsqrt_()
+    rms_scale(h_TD, inverse, weight_D, out_TD)
+    return inverse
 
 
 def rms_scale(
-    h_TD: Float[Tensor, "*T D"],
-    inverse: Float[Tensor, "*T 1"],
+    h_TD: Float[Tensor, "T D"],
+    inverse: Float[Tensor, "T 1"],
     weight_D: Float[Tensor, " D"],
-    out_TD: Float[Tensor, "*T D"],
+    out_TD: Float[Tensor, "T D"],
 ) -> None:
-    """Write h * inverse * weight to `out_TD`, rounded once; `inverse` as `rms_inverse` gives it."""
-    if h_TD.dtype == inverse.dtype:
+    """Write h * inverse * weight to `out_TD`, rounded once; `inverse` as `rms_norm` gave it."""
+    if native.serves(h_TD):
+        native.rms_norm(h_TD, inverse, weight_D, 0.0, out_TD, known=True)
+    elif h_TD.dtype == inverse.dtype:
         torch.mul(h_TD, inverse, out=out_TD).mul_(weight_D)
     else:
         out_TD.copy_((h_TD * inverse).mul_(weight_D))
 
 
 def rms_norm_backward(
-    dn_TD: Float[Tensor, "*T D"],
-    h_TD: Float[Tensor, "*T D"],
+    dn_TD: Float[Tensor, "T D"],
+    h_TD: Float[Tensor, "T D"],
     weight_D: Float[Tensor, " D"],
-    inverse: Float[Tensor, "*T 1"],
+    inverse: Float[Tensor, "T 1"],
+    out_TD: Float[Tensor, "T D"],
+    *,
+    add_TD: Float[Tensor, "T D"] | None = None,
     grad_weight_D: Float[Tensor, " D"] | None = None,
-) -> Float[Tensor, "*T D"]:
-    """Gradient of the norm's input in `dn_TD`'s format; adds the weight's gradient to `grad_weight_D`.
+) -> None:
+    """Write the gradient of the norm's input, plus `add_TD`, to `out_TD`, which may be `add_TD`.
 
-    With g = dn * weight and i = `inverse`: i g - h i^3 mean(g h).
+    With g = dn * weight and i = `inverse` it is i g - h i^3 mean(g h). The weight's gradient is added to
+    `grad_weight_D`.
     """
     if grad_weight_D is not None:
-        grad_weight_D.add_((dn_TD * h_TD * inverse).flatten(0, -2).sum(0))
-    g_TD = (dn_TD.to(inverse.dtype) if dn_TD.dtype != inverse.dtype else dn_TD) * weight_D
+        grad_weight_D.add_((dn_TD * h_TD * inverse).sum(0))
+    if native.serves(dn_TD):
+        native.rms_norm_backward(dn_TD, h_TD, weight_D, inverse, add_TD, out_TD)
+        return
+    g_TD = dn_TD.to(inverse.dtype) * weight_D
     dot = (g_TD * h_TD).sum(-1, keepdim=True).mul_(inverse.pow(3)).div_(-h_TD.shape[-1])
-    return g_TD.mul_(inverse).addcmul_(h_TD.to(inverse.dtype), dot).to(dn_TD.dtype)
+    g_TD.mul_(inverse).addcmul_(h_TD.to(inverse.dtype), dot)
+    out_TD.copy_(g_TD if add_TD is None else g_TD.add_(add_TD))
 
 
 def rms_norm_reference(h_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
@@ -68,10 +89,12 @@ def rotate(
 
     A rotation's gradient is the rotation back. Channel c is paired with c + C/2, as in Llama's and Qwen's checkpoints.
     """
-    half = x_THC.shape[-1] // 2
+    if native.serves(x_THC):
+        native.rotate(x_THC, cos_TC, sin_TC, out_THC, back=back)
+        return
+    half, sign = x_THC.shape[-1] // 2, -1.0 if back else 1.0
     sin_T1C = sin_TC[:, None, half:]
     torch.mul(x_THC, cos_TC[:, None], out=out_THC)
-    sign = -1.0 if back else 1.0
     out_THC[..., :half].addcmul_(x_THC[..., half:], sin_T1C, value=-sign)
     out_THC[..., half:].addcmul_(x_THC[..., :half], sin_T1C, value=sign)
 
@@ -82,26 +105,27 @@ def rotate_reference(x_THC: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> Tensor:
     return x_THC * cos_TC[:, None] + torch.cat([-second, first], -1) * sin_TC[:, None]
 
 
-def swiglu(
-    gate_TF: Float[Tensor, "T F"], up_TF: Float[Tensor, "T F"], out_TF: Float[Tensor, "T F"]
-) -> Float[Tensor, "T F"]:
-    """Write silu(gate) * up to `out_TF`; returns silu(gate)."""
-    activated_TF = torch.nn.functional.silu(gate_TF)
-    torch.mul(activated_TF, up_TF, out=out_TF)
-    return activated_TF
+def swiglu(gate_TF: Float[Tensor, "T F"], up_TF: Float[Tensor, "T F"], out_TF: Float[Tensor, "T F"]) -> None:
+    """Write silu(gate) * up to `out_TF`."""
+    if native.serves(gate_TF):
+        native.swiglu(gate_TF, up_TF, out_TF)
+    else:
+        torch.mul(torch.nn.functional.silu(gate_TF), up_TF, out=out_TF)
 
 
 def swiglu_backward(
     dm_TF: Float[Tensor, "T F"],
     gate_TF: Float[Tensor, "T F"],
     up_TF: Float[Tensor, "T F"],
-    activated_TF: Float[Tensor, "T F"],
     dgate_TF: Float[Tensor, "T F"],
     dup_TF: Float[Tensor, "T F"],
 ) -> None:
-    """Write the gradients of gate and up, given silu(gate); `dm_TF` is used up."""
-    torch.mul(dm_TF, activated_TF, out=dup_TF)
-    dgate_TF.copy_(torch.ops.aten.silu_backward(dm_TF.mul_(up_TF), gate_TF))
+    """Write the gradients of gate and up: dm up sigmoid'(...) and dm silu(gate)."""
+    if native.serves(dm_TF):
+        native.swiglu_backward(dm_TF, gate_TF, up_TF, dgate_TF, dup_TF)
+        return
+    torch.mul(dm_TF, torch.nn.functional.silu(gate_TF), out=dup_TF)
+    dgate_TF.copy_(torch.ops.aten.silu_backward(dm_TF * up_TF, gate_TF))
 
 
 def swiglu_reference(gate_TF: Tensor, up_TF: Tensor) -> Tensor:

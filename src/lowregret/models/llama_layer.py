@@ -2,7 +2,7 @@
 
 Autograd sees a layer as one operation. What a backward can make again for less than it costs to keep (both norms'
 outputs, the MLP's inner product) is made again, so that a token holds about 10 D numbers a layer. Every matrix goes
-through the same kernels as on the generic path (`adapters.layer`, `adapters.products`).
+through the same kernels as on the generic path (`adapters.layer`, `kernels.products`).
 The same layer by autograd is transformers' own; tests hold the two equal, gradients included.
 Suffixes: T tokens, D channels, H heads, K key-value heads, C channels of a head, F inner channels of the MLP.
 """
@@ -18,9 +18,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lowregret.adapters.layer import AdaptedLinear, Kept
-from lowregret.adapters.products import add_product, matmul
+from lowregret.kernels.products import add_product, matmul
 from lowregret.models.attention import Attending, Head
-from lowregret.models.fused import rms_inverse, rms_norm_backward, rms_scale, rotate, swiglu, swiglu_backward
+from lowregret.models.fused import rms_norm, rms_norm_backward, rms_scale, rotate, swiglu, swiglu_backward
 
 Site = nn.Linear | AdaptedLinear
 
@@ -44,7 +44,7 @@ class Around:
 
 @dataclass(frozen=True, kw_only=True)
 class Normed:
-    """A head's vectors before their norm (Qwen3), [T, H, C], and the norm's factor."""
+    """A head's vectors before their norm (Qwen3), [T, H, C], and the norm's factor, [T H, 1]."""
 
     before: Tensor
     inverse: Tensor
@@ -139,18 +139,20 @@ class LlamaLayer:
         buffer, dstream_TD = _roomy(h_TD, h_TD.shape[1], attention.o_proj, mlp.down_proj)
         dstream_TD.copy_(dh_TD)
         dn_TD = self._mlp_back(dstream_TD, buffer, kept, around)
-        dstream_TD += _norm_back(layer.post_attention_layernorm, dn_TD, kept.middle, kept.inverse_middle, around)
+        norm = layer.post_attention_layernorm
+        _norm_back(norm, dn_TD, kept.middle, kept.inverse_middle, around, dstream_TD, dstream_TD)
         dn_TD = self._attention_back(h_TD, dstream_TD, buffer, kept, around)
-        return dstream_TD + _norm_back(layer.input_layernorm, dn_TD, h_TD, kept.inverse_in, around)
+        _norm_back(layer.input_layernorm, dn_TD, h_TD, kept.inverse_in, around, dn_TD, dstream_TD)
+        return dn_TD
 
     def _mlp_back(self, dy_TD: Tensor, room: Tensor, kept: Activations, around: Around) -> Tensor:
         mlp = self._layer.mlp
         m_TF = torch.empty_like(kept.gate)
-        activated_TF = swiglu(kept.gate, kept.up, m_TF)
+        swiglu(kept.gate, kept.up, m_TF)
         dm_TF = _backward(mlp.down_proj, m_TF, dy_TD, kept.sites["down"], room, around)
         gate_room, dgate_TF = _roomy(dm_TF, dm_TF.shape[1], mlp.gate_proj)
         up_room, dup_TF = _roomy(dm_TF, dm_TF.shape[1], mlp.up_proj)
-        swiglu_backward(dm_TF, kept.gate, kept.up, activated_TF, dgate_TF, dup_TF)
+        swiglu_backward(dm_TF, kept.gate, kept.up, dgate_TF, dup_TF)
         n_TD = torch.empty_like(kept.middle)
         rms_scale(kept.middle, kept.inverse_middle, self._layer.post_attention_layernorm.weight, n_TD)
         dn_TD = _backward(mlp.gate_proj, n_TD, dgate_TF, kept.sites["gate"], gate_room, around)
@@ -170,13 +172,15 @@ class LlamaLayer:
             site = getattr(attention, f"{name}_proj")
             buffer, d_TX = _roomy(h_TD, d_HTC.shape[0] * attention.head_dim, site)
             d_THC = d_TX.unflatten(1, (-1, attention.head_dim))
+            turned_THC = d_THC if normed is None else torch.empty_like(normed.before)
             if name == "v" or not self._turns:
-                d_THC.copy_(d_HTC.transpose(0, 1))
+                turned_THC.copy_(d_HTC.transpose(0, 1))
             else:
-                rotate(d_HTC.transpose(0, 1), around.cos, around.sin, d_THC, back=True)
+                rotate(d_HTC.transpose(0, 1), around.cos, around.sin, turned_THC, back=True)
             if normed is not None:
-                norm = getattr(attention, f"{name}_norm")
-                d_THC.copy_(_norm_back(norm, d_THC, normed.before, normed.inverse, around))
+                flat, before = turned_THC.flatten(0, 1), normed.before.flatten(0, 1)
+                _norm_back(getattr(attention, f"{name}_norm"), flat, before, normed.inverse, around, flat)
+                d_THC.copy_(turned_THC)
             part_TD = _backward(site, n_TD, d_TX, kept.sites[name], buffer, around)
             dn_TD = part_TD if dn_TD is None else dn_TD.add_(part_TD)
         assert dn_TD is not None
@@ -250,13 +254,21 @@ def _backward(site: Site, x_TD: Tensor, dy_TF: Tensor, kept: Kept | None, room: 
 
 def _norm(norm: Any, h_TD: Tensor, out_TD: Tensor) -> Tensor:
     """Write the norm of h; returns its factor."""
-    inverse = rms_inverse(h_TD, norm.variance_epsilon)
-    rms_scale(h_TD, inverse, norm.weight, out_TD)
-    return inverse
+    return rms_norm(h_TD, norm.weight, norm.variance_epsilon, out_TD)
 
 
-def _norm_back(norm: Any, dn_TD: Tensor, h_TD: Tensor, inverse: Tensor, around: Around) -> Tensor:
-    return rms_norm_backward(dn_TD, h_TD, norm.weight, inverse, around.gradients.get(norm.weight))
+def _norm_back(
+    norm: Any,
+    dn_TD: Tensor,
+    h_TD: Tensor,
+    inverse: Tensor,
+    around: Around,
+    out_TD: Tensor,
+    add_TD: Tensor | None = None,
+) -> None:
+    rms_norm_backward(
+        dn_TD, h_TD, norm.weight, inverse, out_TD, add_TD=add_TD, grad_weight_D=around.gradients.get(norm.weight)
+    )
 
 
 def _head_norm(norm: Any | None, x_THC: Tensor) -> tuple[Tensor, Normed | None]:
@@ -264,7 +276,7 @@ def _head_norm(norm: Any | None, x_THC: Tensor) -> tuple[Tensor, Normed | None]:
     if norm is None:
         return x_THC, None
     out_THC = torch.empty_like(x_THC)
-    return out_THC, Normed(before=x_THC, inverse=_norm(norm, x_THC, out_THC))
+    return out_THC, Normed(before=x_THC, inverse=_norm(norm, x_THC.flatten(0, 1), out_THC.flatten(0, 1)))
 
 
 class NormFunction(torch.autograd.Function):
@@ -281,4 +293,6 @@ class NormFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
         h_TD, inverse = ctx.saved_tensors
-        return _norm_back(ctx.norm, grad_outputs[0], h_TD, inverse, ctx.around), None, None
+        dh_TD = torch.empty_like(h_TD)
+        _norm_back(ctx.norm, grad_outputs[0], h_TD, inverse, ctx.around, dh_TD)
+        return dh_TD, None, None

@@ -12,9 +12,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lowregret.kernels import native
+
 
 def nll(logits_PV: Float[Tensor, "P V"], targets_P: Int[Tensor, " P"]) -> Float[Tensor, " P"]:
     """-log softmax(logits)[target] in nats, computed in fp32 (fp64 where the logits are)."""
+    if native.serves(logits_PV) and not logits_PV.requires_grad:
+        return native.nll(logits_PV.contiguous(), targets_P.contiguous())[0]
     wide = logits_PV.to(torch.promote_types(logits_PV.dtype, torch.float32))
     return torch.logsumexp(wide, -1) - wide.gather(-1, targets_P[:, None])[:, 0]
 
@@ -26,12 +30,19 @@ def nll_with_gradient(
 ) -> tuple[Float[Tensor, " P"], Float[Tensor, "P V"]]:
     """nll, and weights * d nll / d logits = weights * (softmax - onehot), in the logits' dtype.
 
-    One fp32 buffer is worked on in place: torch.logsumexp alone took as long as all of this (11 % of a step).
+    Where the compiled pieces serve, the gradient takes the place of the logits. Else one fp32 buffer is worked on in
+    place: torch.logsumexp alone took as long as all of this (11 % of a step).
 
     Args:
+        logits_PV: used up.
         weigh: from the nll, fp32, to the derivative of the objective with respect to it. Constant in supervised
             training, where the objective is a weighted sum; a policy gradient's depends on the likelihood itself.
     """
+    if native.serves(logits_PV):
+        logits_PV, targets_P = logits_PV.contiguous(), targets_P.contiguous()
+        losses_P, largest_P, total_P = native.nll(logits_PV, targets_P)
+        native.nll_gradient(logits_PV, targets_P, largest_P, total_P, weigh(losses_P).float().contiguous())
+        return losses_P, logits_PV
     wide = logits_PV.to(torch.promote_types(logits_PV.dtype, torch.float32), copy=True)
     wide.sub_(wide.amax(-1, keepdim=True))
     target_P = wide.gather(-1, targets_P[:, None])[:, 0]

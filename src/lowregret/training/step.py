@@ -157,7 +157,7 @@ def _head_backward(
         own = positions[rows].tolist()
         with model.routed(routing.selected(own + own[-1:] * filled)):
             logits = model.logits(chunk)
-            scaled = _at(temperature, logits.detach())
+            scaled = _at(temperature, logits.detach().clone() if model.keeps_logits else logits.detach())
             chunk_losses, grad_logits = nll_with_gradient(
                 scaled, pad(targets_P[rows], (0, filled)), _filled(weigh, rows, number, filled)
             )

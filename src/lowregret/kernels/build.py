@@ -1,0 +1,60 @@
+"""Compiles `pieces.cpp` at its first use and keeps the result in the cache; without a compiler there is none.
+
+The library is plain C behind ctypes: no torch headers, so that it takes seconds, and no pickles or code from elsewhere.
+It is compiled for the processor that it runs on. Its threads are torch's own: both use the OpenMP runtime that torch
+has loaded, so `torch.set_num_threads` holds here too.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from lowregret.folders import cache_folder
+
+SOURCE = Path(__file__).with_name("pieces.cpp")
+# Reductions are vectorised where the source says so (omp simd). -ffast-math would drop NaNs.
+FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-shared", "-fPIC")
+COMPILE_SECONDS = 120
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The compiled pieces; None where they can't be made: no compiler, another system, a cache that can't be written.
+
+    `LOWREGRET_KERNELS=torch` asks for none.
+    """
+    if os.environ.get("LOWREGRET_KERNELS") == "torch" or sys.platform != "linux":
+        return None
+    compiler = next((path for name in ("g++", "c++", "clang++") if (path := shutil.which(name))), None)
+    if compiler is None:
+        return None
+    processor = f"{platform.machine()} {torch.cpu.get_capabilities()}"
+    recipe = "\n".join((SOURCE.read_text(encoding="utf-8"), compiler, *FLAGS, processor))
+    file = cache_folder() / "kernels" / f"pieces-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.so"
+    try:
+        if not file.exists():
+            _compile(compiler, file)
+        return ctypes.CDLL(str(file))
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _compile(compiler: str, file: Path) -> None:
+    """Whole or not at all: another process may be about to do the same."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
+        made = Path(scratch) / file.name
+        command = [compiler, *FLAGS, str(SOURCE), "-o", str(made)]
+        subprocess.run(command, check=True, capture_output=True, timeout=COMPILE_SECONDS)
+        os.replace(made, file)

@@ -1,0 +1,221 @@
+// The elementwise pieces of a step, one pass over memory each, for fp32 and bf16 rows on a CPU.
+//
+// Arithmetic is fp32 and rounded once. Rows lie `..._stride` elements apart; channels lie side by side. Each function
+// has a plain torch version beside it in Python (`models/fused.py`, `objectives/nll.py`), and a test that holds them
+// equal. Compiled at first use by `build.py`; compiled without -ffast-math, because a NaN has to stay one.
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+struct bf16 {
+    uint16_t bits;
+};
+
+inline float load(float value) { return value; }
+
+inline float load(bf16 value) {
+    uint32_t bits = uint32_t(value.bits) << 16;
+    float wide;
+    std::memcpy(&wide, &bits, 4);
+    return wide;
+}
+
+inline void store(float *at, float value) { *at = value; }
+
+// Nearest, ties to even; a NaN whose payload would be cut off stays a NaN.
+inline void store(bf16 *at, float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    at->bits = uint16_t(value != value ? 0x7fc0 : rounded);
+}
+
+// exp to about 2 units in the last place, vectorised; from exp(-87.3), the smallest normal number, to exp(88.3).
+// 2^n with n = round(x log2 e), times a polynomial in the rest (the minimax coefficients of Cephes' expf).
+inline float exponential(float x) {
+    x = x < -87.3f ? -87.3f : x;  // a NaN fails both comparisons and stays
+    x = x > 88.3f ? 88.3f : x;
+    float n = std::nearbyintf(x * 1.44269504f);
+    float rest = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * rest + 1.3981999507e-3f;
+    p = p * rest + 8.3334519073e-3f;
+    p = p * rest + 4.1665795894e-2f;
+    p = p * rest + 1.6666665459e-1f;
+    p = p * rest + 5.0000001201e-1f;
+    p = p * rest * rest + rest + 1.0f;
+    int32_t power = (int32_t(n) + 127) << 23;
+    float scale;
+    std::memcpy(&scale, &power, 4);
+    return p * scale;
+}
+
+inline float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
+
+constexpr int64_t SMALL = 1 << 15;  // elements that one thread does sooner than several could be woken
+
+template <typename T>
+void rms_norm(const T *h, int64_t h_stride, const T *weight, T *out, int64_t out_stride, float *inverse, int64_t rows,
+              int64_t width, float eps, bool known) {
+#pragma omp parallel for if (rows * width > SMALL)
+    for (int64_t row = 0; row < rows; row++) {
+        const T *x = h + row * h_stride;
+        T *y = out + row * out_stride;
+        if (!known) {
+            float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+            for (int64_t c = 0; c < width; c++) sum += load(x[c]) * load(x[c]);
+            inverse[row] = 1.0f / std::sqrt(sum / float(width) + eps);
+        }
+        float factor = inverse[row];
+#pragma omp simd
+        for (int64_t c = 0; c < width; c++) store(y + c, load(x[c]) * factor * load(weight[c]));
+    }
+}
+
+// out = add + i g - h i^3 mean(g h) with g = dn * weight; `add` may be null, and may be `out`.
+template <typename T>
+void rms_norm_backward(const T *dn, int64_t dn_stride, const T *h, int64_t h_stride, const T *weight,
+                       const float *inverse, const T *add, int64_t add_stride, T *out, int64_t out_stride, int64_t rows,
+                       int64_t width) {
+#pragma omp parallel for if (rows * width > SMALL)
+    for (int64_t row = 0; row < rows; row++) {
+        const T *d = dn + row * dn_stride, *x = h + row * h_stride, *a = add ? add + row * add_stride : nullptr;
+        T *y = out + row * out_stride;
+        float dot = 0.0f, factor = inverse[row];
+#pragma omp simd reduction(+ : dot)
+        for (int64_t c = 0; c < width; c++) dot += load(d[c]) * load(weight[c]) * load(x[c]);
+        float share = dot * factor * factor * factor / float(width);
+        if (a) {
+#pragma omp simd
+            for (int64_t c = 0; c < width; c++)
+                store(y + c, load(a[c]) + load(d[c]) * load(weight[c]) * factor - load(x[c]) * share);
+        } else {
+#pragma omp simd
+            for (int64_t c = 0; c < width; c++)
+                store(y + c, load(d[c]) * load(weight[c]) * factor - load(x[c]) * share);
+        }
+    }
+}
+
+// Channel c is paired with c + half; `sign` -1 turns back.
+template <typename T>
+void rotate(const T *x, int64_t x_row, int64_t x_head, const T *cosine, const T *sine, T *out, int64_t out_row,
+            int64_t out_head, int64_t rows, int64_t heads, int64_t channels, float sign) {
+    int64_t half = channels / 2;
+#pragma omp parallel for if (rows * heads * channels > SMALL)
+    for (int64_t row = 0; row < rows; row++) {
+        const T *cos = cosine + row * channels, *sin = sine + row * channels;
+        for (int64_t head = 0; head < heads; head++) {
+            const T *from = x + row * x_row + head * x_head;
+            T *to = out + row * out_row + head * out_head;
+#pragma omp simd
+            for (int64_t c = 0; c < half; c++) {
+                float first = load(from[c]), second = load(from[c + half]), turn = sign * load(sin[c]);
+                store(to + c, first * load(cos[c]) - second * turn);
+                store(to + c + half, second * load(cos[c + half]) + first * turn);
+            }
+        }
+    }
+}
+
+template <typename T>
+void swiglu(const T *gate, const T *up, T *out, int64_t out_stride, int64_t rows, int64_t width) {
+#pragma omp parallel for if (rows * width > SMALL)
+    for (int64_t row = 0; row < rows; row++) {
+        const T *g = gate + row * width, *u = up + row * width;
+        T *y = out + row * out_stride;
+#pragma omp simd
+        for (int64_t c = 0; c < width; c++) {
+            float x = load(g[c]);
+            store(y + c, x * sigmoid(x) * load(u[c]));
+        }
+    }
+}
+
+template <typename T>
+void swiglu_backward(const T *dm, const T *gate, const T *up, T *dgate, int64_t dgate_stride, T *dup,
+                     int64_t dup_stride, int64_t rows, int64_t width) {
+#pragma omp parallel for if (rows * width > SMALL)
+    for (int64_t row = 0; row < rows; row++) {
+        const T *d = dm + row * width, *g = gate + row * width, *u = up + row * width;
+        T *dg = dgate + row * dgate_stride, *du = dup + row * dup_stride;
+#pragma omp simd
+        for (int64_t c = 0; c < width; c++) {
+            float x = load(g[c]), s = sigmoid(x), grad = load(d[c]);
+            store(dg + c, grad * load(u[c]) * s * (1.0f + x * (1.0f - s)));
+            store(du + c, grad * x * s);
+        }
+    }
+}
+
+// Of each row its largest logit, the sum of exp(logit - largest), and the nll of its target.
+template <typename T>
+void nll(const T *logits, const int64_t *targets, float *largest, float *total, float *losses, int64_t rows,
+         int64_t width) {
+#pragma omp parallel for if (rows * width > SMALL)
+    for (int64_t row = 0; row < rows; row++) {
+        const T *x = logits + row * width;
+        float most = load(x[0]), sum = 0.0f;
+#pragma omp simd reduction(max : most)
+        for (int64_t c = 0; c < width; c++) most = load(x[c]) > most ? load(x[c]) : most;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t c = 0; c < width; c++) sum += exponential(load(x[c]) - most);
+        largest[row] = most;
+        total[row] = sum;
+        losses[row] = std::log(sum) - (load(x[targets[row]]) - most);
+    }
+}
+
+// weights * (softmax - onehot) in the place of the logits.
+template <typename T>
+void nll_gradient(T *logits, const int64_t *targets, const float *largest, const float *total, const float *weights,
+                  int64_t rows, int64_t width) {
+#pragma omp parallel for if (rows * width > SMALL)
+    for (int64_t row = 0; row < rows; row++) {
+        T *x = logits + row * width;
+        float most = largest[row], weight = weights[row], factor = weight / total[row];
+        float at_target = exponential(load(x[targets[row]]) - most) * factor - weight;
+#pragma omp simd
+        for (int64_t c = 0; c < width; c++) store(x + c, exponential(load(x[c]) - most) * factor);
+        store(x + targets[row], at_target);
+    }
+}
+
+}  // namespace
+
+#define EXPORTED(T, NAME)                                                                                              \
+    extern "C" void rms_norm_##NAME(const T *h, int64_t hs, const T *w, T *out, int64_t os, float *inverse,            \
+                                    int64_t rows, int64_t width, float eps, int64_t known) {                           \
+        rms_norm<T>(h, hs, w, out, os, inverse, rows, width, eps, known != 0);                                         \
+    }                                                                                                                  \
+    extern "C" void rms_norm_backward_##NAME(const T *dn, int64_t ds, const T *h, int64_t hs, const T *w,              \
+                                             const float *inverse, const T *add, int64_t as, T *out, int64_t os,       \
+                                             int64_t rows, int64_t width) {                                            \
+        rms_norm_backward<T>(dn, ds, h, hs, w, inverse, add, as, out, os, rows, width);                                \
+    }                                                                                                                  \
+    extern "C" void rotate_##NAME(const T *x, int64_t xr, int64_t xh, const T *cos, const T *sin, T *out, int64_t or_, \
+                                  int64_t oh, int64_t rows, int64_t heads, int64_t channels, float sign) {             \
+        rotate<T>(x, xr, xh, cos, sin, out, or_, oh, rows, heads, channels, sign);                                     \
+    }                                                                                                                  \
+    extern "C" void swiglu_##NAME(const T *gate, const T *up, T *out, int64_t os, int64_t rows, int64_t width) {       \
+        swiglu<T>(gate, up, out, os, rows, width);                                                                     \
+    }                                                                                                                  \
+    extern "C" void swiglu_backward_##NAME(const T *dm, const T *gate, const T *up, T *dgate, int64_t gs, T *dup,      \
+                                           int64_t us, int64_t rows, int64_t width) {                                  \
+        swiglu_backward<T>(dm, gate, up, dgate, gs, dup, us, rows, width);                                             \
+    }                                                                                                                  \
+    extern "C" void nll_##NAME(const T *logits, const int64_t *targets, float *largest, float *total, float *losses,   \
+                               int64_t rows, int64_t width) {                                                          \
+        nll<T>(logits, targets, largest, total, losses, rows, width);                                                  \
+    }                                                                                                                  \
+    extern "C" void nll_gradient_##NAME(T *logits, const int64_t *targets, const float *largest, const float *total,   \
+                                        const float *weights, int64_t rows, int64_t width) {                           \
+        nll_gradient<T>(logits, targets, largest, total, weights, rows, width);                                        \
+    }
+
+EXPORTED(float, fp32)
+EXPORTED(bf16, bf16)
