@@ -1,7 +1,8 @@
 """The compiled pieces behind Python functions: shapes and strides are checked here, numbers are made in `pieces.cpp`.
 
 Tensors lie on the CPU and are fp32 or bf16, channels side by side; rows may be further apart than they are wide.
-Suffixes: T rows, D and F channels, H heads, C channels of a head, P loss positions, V vocabulary.
+Suffixes: T rows, D and F channels, H heads, C channels of a head, P loss positions, V vocabulary; B matrices of scores
+with Q queries and L keys each.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ _ARGUMENTS = {
     "swiglu_backward": (_P, _P, _P, _P, _I, _P, _I, _I, _I),
     "nll": (_P, _P, _P, _P, _P, _I, _I),
     "nll_gradient": (_P, _P, _P, _P, _P, _I, _I),
+    "causal_softmax": (_P, _I, _I, _I, _F),
+    "causal_softmax_backward": (_P, _P, _I, _I, _I, _F),
 }
 
 
@@ -135,3 +138,17 @@ def nll_gradient(logits_PV: Tensor, targets_P: Tensor, largest_P: Tensor, total_
         *(logits_PV.data_ptr(), targets_P.data_ptr(), largest_P.data_ptr(), total_P.data_ptr(), weights_P.data_ptr()),
         *(rows, width),
     )
+
+
+def causal_softmax(scores_BQL: Tensor, scale: float) -> None:
+    """Put softmax(scores * scale) in the scores' place, fp32; row r sees the keys up to r mod L, others weigh 0."""
+    assert scores_BQL.is_contiguous()
+    _function("causal_softmax", scores_BQL.dtype)(scores_BQL.data_ptr(), *scores_BQL.shape, scale)
+
+
+def causal_softmax_backward(gradient_BQL: Tensor, probabilities_BQL: Tensor, scale: float) -> None:
+    """Put the gradient of the scores in the place of that of the probabilities, fp32."""
+    assert gradient_BQL.is_contiguous()
+    assert probabilities_BQL.is_contiguous()
+    function = _function("causal_softmax_backward", _same(gradient_BQL, probabilities_BQL))
+    function(gradient_BQL.data_ptr(), probabilities_BQL.data_ptr(), *gradient_BQL.shape, scale)

@@ -185,7 +185,54 @@ void nll_gradient(T *logits, const int64_t *targets, const float *largest, const
     }
 }
 
+// Scores become probabilities in place. A matrix is [queries, length]; its row r belongs to query r mod length, which
+// sees the keys up to its own: the queries that share a key-value head stand one after another.
+void causal_softmax(float *scores, int64_t matrices, int64_t queries, int64_t length, float scale) {
+#pragma omp parallel for if (matrices * queries * length > SMALL)
+    for (int64_t row = 0; row < matrices * queries; row++) {
+        float *x = scores + row * length, most = x[0], sum = 0.0f;
+        int64_t seen = (row % queries) % length + 1;
+#pragma omp simd reduction(max : most)
+        for (int64_t c = 0; c < seen; c++) most = x[c] > most ? x[c] : most;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t c = 0; c < seen; c++) {
+            float e = exponential((x[c] - most) * scale);
+            x[c] = e;
+            sum += e;
+        }
+        float factor = 1.0f / sum;
+#pragma omp simd
+        for (int64_t c = 0; c < seen; c++) x[c] *= factor;
+        for (int64_t c = seen; c < length; c++) x[c] = 0.0f;
+    }
+}
+
+// Gradients of the probabilities become those of the scores in place.
+void causal_softmax_backward(float *gradient, const float *probabilities, int64_t matrices, int64_t queries,
+                             int64_t length, float scale) {
+#pragma omp parallel for if (matrices * queries * length > SMALL)
+    for (int64_t row = 0; row < matrices * queries; row++) {
+        float *d = gradient + row * length, dot = 0.0f;
+        const float *p = probabilities + row * length;
+        int64_t seen = (row % queries) % length + 1;
+#pragma omp simd reduction(+ : dot)
+        for (int64_t c = 0; c < seen; c++) dot += d[c] * p[c];
+#pragma omp simd
+        for (int64_t c = 0; c < seen; c++) d[c] = (d[c] - dot) * p[c] * scale;
+        for (int64_t c = seen; c < length; c++) d[c] = 0.0f;
+    }
+}
+
 }  // namespace
+
+extern "C" void causal_softmax_fp32(float *scores, int64_t matrices, int64_t queries, int64_t length, float scale) {
+    causal_softmax(scores, matrices, queries, length, scale);
+}
+
+extern "C" void causal_softmax_backward_fp32(float *gradient, const float *probabilities, int64_t matrices,
+                                             int64_t queries, int64_t length, float scale) {
+    causal_softmax_backward(gradient, probabilities, matrices, queries, length, scale);
+}
 
 #define EXPORTED(T, NAME)                                                                                              \
     extern "C" void rms_norm_##NAME(const T *h, int64_t hs, const T *w, T *out, int64_t os, float *inverse,            \

@@ -23,6 +23,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lowregret.errors import ModelError
+from lowregret.models import dense_attention
 
 NAME = "lowregret_packed"
 
@@ -203,6 +204,8 @@ def _fused(q_NHLC: Tensor, k_NKLC: Tensor, v_NKLC: Tensor, scaling: float, windo
     """Documents of one length, [N, H, L, C]."""
     length = q_NHLC.shape[2]
     masked = window is not None and window < length
+    if not masked and dense_attention.serves(q_NHLC, v_NKLC):
+        return dense_attention.dense_attention(q_NHLC, k_NKLC, v_NKLC, scaling)
     return torch.nn.functional.scaled_dot_product_attention(
         q_NHLC,
         k_NKLC,
