@@ -91,7 +91,7 @@ class FullParameters:
         return self._masters
 
     @property
-    def gradients(self) -> dict[nn.Parameter, Tensor]:
+    def gradients(self) -> dict[Tensor, Tensor]:
         """fp32 accumulators by working parameter, for a backward that adds to them without autograd."""
         return {parameter: self._grads[name] for name, parameter in self._parameters.items()}
 

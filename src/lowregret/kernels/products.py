@@ -55,7 +55,7 @@ def widens(operand: Tensor) -> bool:
 @cache
 def _cpu_multiplies_bf16() -> bool:
     """True where not known to be False: other architectures keep torch's own choice."""
-    found: dict[str, Any] = torch.cpu.get_capabilities()
+    found = torch.cpu.get_capabilities()
     if found.get("architecture") != "x86_64":
         return True
     return bool(found["avx512_bf16"] or found["amx_bf16"])

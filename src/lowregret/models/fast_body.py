@@ -23,7 +23,7 @@ gated SiLU MLP, rotary positions, with or without biases, norms of heads, window
 class FastBody:
     """Embeddings to last hidden states."""
 
-    def __init__(self, body: nn.Module, gradients: Mapping[nn.Parameter, Tensor]) -> None:
+    def __init__(self, body: nn.Module, gradients: Mapping[Tensor, Tensor]) -> None:
         """
         Args:
             body: of a family in `FAMILIES`.

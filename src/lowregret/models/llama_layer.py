@@ -36,7 +36,7 @@ class Around:
     cos: Float[Tensor, "T C"]
     sin: Float[Tensor, "T C"]
     attending: Attending
-    gradients: Mapping[nn.Parameter, Tensor]
+    gradients: Mapping[Tensor, Tensor]
     """Accumulators of the base's own parameters that train; empty where only adapters do."""
     recompute: bool
     """Keep a layer's input only, and run the layer again in the backward (activation checkpointing)."""
@@ -210,6 +210,7 @@ class _LayerFunction(torch.autograd.Function):
         kept = ctx.kept
         if kept is None:
             kept = layer.run(h_TD, ctx.around, keep=True)[1]
+        assert kept is not None
         ctx.kept = None
         return layer.run_back(h_TD, grad_outputs[0], kept, ctx.around), None, None
 
