@@ -21,9 +21,9 @@ from lowregret.specs import QuestionSpec
 from lowregret.store.run import RunDirectory
 from lowregret.store.study import STUDY, StudyDirectory
 from lowregret.studies.accuracy import num_collapsed, tuned_accuracy
+from lowregret.studies.arm_builder import REINFORCED
 from lowregret.studies.best_rate import log_best_rates, tuned_test_losses
 from lowregret.studies.outcome import Outcome
-from lowregret.studies.questions import REINFORCED
 from lowregret.studies.reading import outcomes_of
 from lowregret.studies.students_t import Floats, t_interval
 from lowregret.studies.surface import Refused, Surface, surfaces

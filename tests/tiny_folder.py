@@ -16,7 +16,7 @@ CHAT_TEMPLATE = (
 SPECIAL = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 
 
-def tiny_model_folder(folder: Path, *, tied: bool = True, width: int = 32) -> Path:
+def tiny_model_folder(folder: Path, *, tied: bool = True, width: int = 32, initializer_range: float = 0.02) -> Path:
     """A byte-level tokenizer with a chat template, and a random Llama of two layers, as safetensors."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate([*SPECIAL, *alphabet])}
@@ -41,6 +41,7 @@ def tiny_model_folder(folder: Path, *, tied: bool = True, width: int = 32) -> Pa
         num_key_value_heads=2,
         vocab_size=len(vocabulary),
         tie_word_embeddings=tied,
+        initializer_range=initializer_range,
         bos_token_id=1,
         eos_token_id=vocabulary["<|end|>"],
         pad_token_id=0,

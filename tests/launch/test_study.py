@@ -283,6 +283,59 @@ def test_dynamics_are_kept_with_the_cells(materials: Path, tmp_path: Path):
     assert "rank 64 or more" in finding["settles"]
 
 
+def test_fidelity_measures_what_is_faithful_and_judges_it_against_the_usual(materials: Path, tmp_path: Path):
+    out = tmp_path / "fidelity"
+    given = [*flags(materials, "--fidelity-at", "1,4", *RATES, "--out", str(out), protocol="fidelity")]
+    given[given.index("--dtype") + 1] = "bf16"
+    assert run(given) == 0
+    study = StudyDirectory.open(out)
+    arms = {cell.cell: cell.arm for cell in study.plan.cells}
+    assert sorted({arm.label for arm in arms.values()}) == ["full", "full nearest", "r4", "r4 add"]
+    # Adapters of one arithmetic share their banks; a full fine-tuning has its own.
+    assert sorted(len(bank.cells) for bank in study.plan.banks) == [1] * 30 + [15, 15]
+    for cell, record in records(out).items():
+        found = {(row.step, row.arithmetic) for row in record.fidelity}
+        names = {"lora": ADAPTED, "full": ("copy nearest", "copy stochastic")}[arms[cell].method]
+        assert found == ({(step, name) for step in (1, 4) for name in names} if not arms[cell].variant else set())
+        assert all(row.sequences == 4 and row.low <= row.fidelity <= row.high for row in record.fidelity)
+    twins = {label: {c.lr for c in study.plan.cells if c.arm.label == label} for label in ("r4", "r4 add")}
+    assert twins["r4"] == twins["r4 add"]
+    # At the first step B is zero, so that both arithmetics take the same one: what differs is the forward.
+    losses = {(c.arm.label, c.lr, c.seed): study.read_record(c.cell) for c in study.plan.cells}
+    for (label, lr, seed), record in losses.items():
+        if label == "r4":
+            usual = losses["r4 add", lr, seed]
+            assert record.validation[0] == usual.validation[0]
+            assert record.validation[1:] != usual.validation[1:]
+    assert [finding["claim"] for finding in findings(out)] == ["C13", "C13b", "C13c", "C13d", "C13e"]
+    report = (out / "report.html").read_text()
+    assert "merged stochastic" in report
+    assert {"1-fidelity-forward-r4.png", "1-fidelity-share-rates.png", "1-fidelity-rates.png"} <= set(
+        os.listdir(out / "figures")
+    )
+
+
+ADAPTED = ("accumulator", "add", "addmm", "merged nearest", "merged stochastic")
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--dtype", "fp32"), "fp32 swallows nothing; give --dtype bf16"),
+        (("--dtype", "bf16", "--fidelity-at", "5"), "no run has a step 5; give steps from 1 to 4"),
+    ],
+)
+def test_fidelity_says_what_it_needs(
+    materials: Path, more: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+):
+    given = flags(materials, protocol="fidelity")
+    place = given.index("--dtype")
+    assert run([*given[:place], *given[place + 2 :], *more]) == 2
+    assert said in capsys.readouterr().err
+    assert run([*flags(materials, "--fidelity-at", "1")]) == 2
+    assert "--fidelity-at: is for fidelity" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [

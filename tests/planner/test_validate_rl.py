@@ -102,6 +102,7 @@ def test_the_defaults_are_sound():
         ),
         (spec_of(rl_of(), train=TrainSpec(drop_dominated=1.5)), r"train\.drop_dominated: is for supervised training"),
         (spec_of(rl_of(), train=TrainSpec(dynamics=True)), r"train\.dynamics: is for supervised training"),
+        (spec_of(rl_of(), train=TrainSpec(fidelity_at=(1,))), r"train\.fidelity_at: is for supervised training"),
         (spec_of(rl_of(), train=TrainSpec(also_eval=("x",))), r"train\.also_eval: is for supervised training"),
     ],
 )

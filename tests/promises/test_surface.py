@@ -125,6 +125,7 @@ OPTIONS = {
 --rank A,B,...
 --batch-size A,B,...
 --steps A,B,...
+--fidelity-at A,B,...
 --epochs X
 --loads A,B,...
 --alpha A,B,...
@@ -217,6 +218,7 @@ adapter_folder slot
 append_accuracy rows
 append_dynamics rows
 append_evals rows
+append_fidelity rows
 append_metrics rows
 append_policy rows
 append_rollouts rows
@@ -230,6 +232,7 @@ open path
 read_accuracy
 read_dynamics
 read_evals
+read_fidelity
 read_metrics
 read_policy
 read_rollouts
@@ -247,7 +250,7 @@ FIELDS = {
         "source config split test_split test_source format columns loss_on max_length overlong "
         "validation_size test_size limit seed"
     ),
-    "FullSpec": "support targets unembed rounding rounding_seed",
+    "FullSpec": "support targets unembed rounding rounding_seed start",
     "HardwareSpec": "device dtype threads tokens_per_microbatch activation_checkpointing memory_bytes",
     "ModelSpec": "source revision",
     "OptimSpec": "lr lr_b betas eps eps_b weight_decay weight_decay_b clip_norm",
@@ -259,8 +262,8 @@ FIELDS = {
     "ScheduleSpec": "kind warmup final",
     "SlotSpec": "name weights optim data_seed",
     "TrainSpec": (
-        "steps epochs batch_size eval_every eval_early checkpoint_every schedule drop_dominated dynamics also_eval "
-        "num_samples"
+        "steps epochs batch_size eval_every eval_early checkpoint_every schedule drop_dominated dynamics fidelity_at "
+        "also_eval num_samples"
     ),
 }
 """Fields of the specs: also the keys of a spec file."""

@@ -31,9 +31,10 @@ from lowregret.specs import (
 from lowregret.store import collect_environment
 from lowregret.store.study import CellRecord, StudyDirectory
 from lowregret.studies.claims import CLAIMS, CLAIMS_OF, c12
-from lowregret.studies.designs import THIRD_DECADE, around
+from lowregret.studies.designs import THIRD_DECADE, arms_of, around
 from lowregret.studies.outcome import Outcome
-from lowregret.studies.simulate import Design, RLTruth, Truth, draw, simulate
+from lowregret.studies.simulate import Design, RateTruth, RLTruth, Truth, draw, simulate
+from lowregret.studies.simulate_fidelity import measured, shared_grids
 from lowregret.studies.simulate_rl import simulate_rl
 from studies.cells import cells, full, lora
 
@@ -114,6 +115,15 @@ def invariance_question() -> Asked:
     return question("invariance", seeds=(0,)), runs
 
 
+def fidelity_question() -> Asked:
+    """Both arithmetics of rank 16 and of full fine-tuning; the usual one learns less and wants higher rates."""
+    truth = Truth(rates=RateTruth(lora_shift=0.15, full_shift=0.3))
+    design, rng = Design(ranks=(16,)), np.random.default_rng(4)
+    arms = arms_of("C13", design)
+    outcomes = simulate(shared_grids(arms, design, truth, rng), range(3), truth, rng, evaluations=6)
+    return question("fidelity"), measured(outcomes, truth, rng)
+
+
 def rl_question() -> Asked:
     """Three ranks and full fine-tuning on eight seeds, with plateaus and policies that collapse."""
     rng = np.random.default_rng(3)
@@ -142,6 +152,7 @@ def every_question() -> list[Asked]:
         cost_question(),
         capacity_question(),
         ratio_question(),
+        fidelity_question(),
         claim_question("certify", "certify"),
         rl_question(),
         rl_layers_question(),
@@ -190,6 +201,7 @@ def _record(cell: str, outcome: Outcome) -> CellRecord:
         seconds=outcome.seconds or 1.0,
         stopped=outcome.stopped,
         dynamics=outcome.dynamics,
+        fidelity=outcome.fidelity,
     )
 
 

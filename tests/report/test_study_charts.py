@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lowregret.report.accuracy_table import accuracy_table
+from lowregret.report.fidelity_table import fidelity_table
 from lowregret.report.protocols.asked import Asked, arm_names, arm_styles
 from lowregret.report.protocols.chart import Chart, Series
 from lowregret.report.protocols.information import first_pass_bits
@@ -16,7 +17,7 @@ from lowregret.report.study_charts import FIGURES, charts_of
 from lowregret.specs import QuestionSpec
 from lowregret.store.study import Dynamics
 from lowregret.studies.best_rate import log_best_rates
-from lowregret.studies.claims import c3, c4, c9, c9b, c10, certify
+from lowregret.studies.claims import c3, c4, c9, c9b, c10, c13, c13b, c13c, c13d, certify
 from lowregret.studies.questions import PROTOCOLS
 from lowregret.studies.reading import outcomes_of
 from lowregret.studies.simulate import Truth
@@ -26,6 +27,7 @@ from report.simulated import (
     capacity_question,
     claim_question,
     every_question,
+    fidelity_question,
     question,
     rank_question,
     ratio_question,
@@ -211,6 +213,56 @@ def test_ratios_are_the_finding_s_against_length_and_width() -> None:
     assert [y / e for y, e in zip(measured.y, expected.y, strict=True)] == pytest.approx(found)
     assert len(drawn["ratio-curves"].series) == 6
     assert "Of 36 arms 6 are drawn" in drawn["ratio-rates"].caption
+
+
+def test_fidelity_shows_what_the_findings_say_at_every_step_and_rate() -> None:
+    asked, outcomes = fidelity_question()
+    drawn = charts((asked, outcomes))
+    details = dict(c13(outcomes).details) | dict(c13b(outcomes).details)
+    forward = drawn["fidelity-forward-r16"]
+    assert [series.name for series in forward.series] == ["accumulator", "add"]
+    assert line(forward, "add").y[0] == pytest.approx(details["forward fidelity, r16, add, step 1"])
+    assert [(level.low, level.high) for level in forward.levels] == [(0.95, 1.05)]
+    rates = drawn["fidelity-forward-rates-full"]
+    assert line(rates, "copy nearest").x == tuple(sorted({o.lr for o in outcomes if o.arm.method == "full"}))
+    steps = drawn["fidelity-share-steps"]
+    whole = next(series for series in steps.series if series.name.startswith("full at"))
+    assert whole.y[-1] == pytest.approx(details["share of the drop, full, run of 1000, step 1000"])
+    at_rates = line(drawn["fidelity-share-rates"], "full")
+    assert at_rates.x == line(rates, "copy nearest").x
+    assert max(at_rates.y) > 0.7
+    shift = drawn["fidelity-shift"]
+    assert line(shift, "r16").y[-1] == pytest.approx(c13c(outcomes).estimate)
+    assert line(shift, "full").y[-1] == pytest.approx(c13d(outcomes).estimate)
+    curves = drawn["fidelity-rates"]
+    assert {mark.name for mark in curves.marks} == {"r16", "r16 add", "full", "full nearest"}
+    wide = charts((replace(asked, margins=(("fidelity", 0.1),)), outcomes))["fidelity-forward-r16"]
+    assert wide.levels[0].low == 0.9
+
+
+def test_fidelity_draws_what_there_is_without_twins_or_measurements() -> None:
+    asked, outcomes = fidelity_question()
+    bare = charts((asked, [replace(o, fidelity=()) for o in outcomes]))
+    assert not any("forward" in key for key in bare)
+    assert "fidelity-share-steps" in bare
+    alone = charts((asked, [o for o in outcomes if not o.arm.variant]))
+    assert set(alone) == {"fidelity-curves", "fidelity-rates"}
+    one = charts((asked, [o for o in outcomes if o.seed == 0]))
+    assert "fidelity-forward-r16" in one
+    assert "fidelity-shift" not in one
+
+
+def test_the_table_of_fidelity_says_what_fails_by_arm_step_and_rate() -> None:
+    _, outcomes = fidelity_question()
+    table = fidelity_table(outcomes)
+    assert table.count("<table") == 2
+    rows = [row for row in table.split("<tr>") if "<th scope=row>" in row]
+    assert len(rows) == len({(o.arm, o.lr) for o in outcomes if o.fidelity})
+    (measured,) = {o.fidelity[0].arithmetic for o in outcomes if o.arm.rank and o.fidelity}
+    assert measured == "accumulator"
+    cell = [o.fidelity[1].fidelity for o in outcomes if o.arm.rank and o.fidelity and o.lr == outcomes[0].lr]
+    assert f"<b>{sum(cell) / len(cell):.3f} (" in rows[0]
+    assert fidelity_table([replace(o, fidelity=()) for o in outcomes]) == ""
 
 
 def test_rl_shows_accuracies_with_the_plateau_and_the_threshold_of_the_findings() -> None:

@@ -39,7 +39,7 @@ def test_the_page_has_every_finding_with_what_is_behind_it(study: StudyDirectory
     page = Page(text)
     findings = study.read_findings()
     assert page.open == []
-    assert len(findings) == 16
+    assert len(findings) == 21
     heads = [attributes for tag, attributes in page.tags if (tag, attributes.get("class")) == ("tr", "finding")]
     assert len(heads) == len(findings)
     for finding in findings:

@@ -61,6 +61,8 @@ def other(name: str, value: Any) -> Any:
         "overlong": "truncate",
         "support": "matched",
         "rounding": "nearest",
+        "arithmetic": "add",
+        "start": "bf16",
         "kind": "linear",
         "dtype": "fp32",
         "ratio": "sequence",
@@ -72,6 +74,8 @@ def other(name: str, value: Any) -> Any:
         return choices[name]
     if name == "columns":
         return (("question", "problem"),)
+    if name == "fidelity_at":
+        return (7,)
     if name == "betas":
         return (value[0], value[1] + 1e-12)
     if value is None:

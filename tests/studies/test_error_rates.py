@@ -15,7 +15,7 @@ from scipy.stats import binom
 
 from lowregret.studies.claims import CLAIMS
 from lowregret.studies.estimators import tuned_differences
-from lowregret.studies.simulate import SCENARIOS, Design, Noise, RateTruth, RLTruth, Truth, draw, power
+from lowregret.studies.simulate import SCENARIOS, Design, Noise, RateTruth, RLTruth, SwallowedTruth, Truth, draw, power
 from lowregret.studies.students_t import seeds_needed, spread
 from lowregret.studies.surface import surfaces
 from lowregret.studies.verdicts import holm
@@ -68,6 +68,19 @@ BOUNDARIES: dict[str, tuple[str, int, Truth, Design]] = {
     "C11 norms": ("C11", 3, Truth(norm_ratio=0.0), Design()),
     "C11 alignment": ("C11", 5, Truth(alignment=0.9), Design()),
     "C11 slope": ("C11", 3, Truth(kernel_slope=-0.4, noise=Noise(jitter=0.05)), Design()),
+    "C13 usual": ("C13", 3, Truth(swallowed=SwallowedTruth(lora=0.95)), Design()),
+    "C13 copies, much noise": ("C13", 5, Truth(swallowed=SwallowedTruth(full=0.95, seeds=0.1)), Design()),
+    "C13 both usual": ("C13", 3, Truth(swallowed=SwallowedTruth(lora=0.95, full=0.95)), Design()),
+    "C13 faithful": ("C13", 5, Truth(swallowed=SwallowedTruth(faithful=0.95)), Design()),
+    "C13 faithful above": ("C13", 5, Truth(swallowed=SwallowedTruth(faithful=1.05)), Design()),
+    "C13 few sequences": ("C13", 8, Truth(swallowed=SwallowedTruth(lora=0.95, sequences=0.1)), Design()),
+    "C13b": ("C13b", 3, Truth(swallowed=SwallowedTruth(trajectory=0.95)), Design()),
+    "C13b much noise": ("C13b", 5, Truth(swallowed=SwallowedTruth(trajectory=0.95), noise=Noise(run=0.02)), Design()),
+    "C13c": ("C13c", 3, Truth(rates=RateTruth(lora_shift=0.1)), Design()),
+    "C13c noisy": ("C13c", 5, Truth(rates=RateTruth(lora_shift=0.1), noise=Noise(jitter=0.3)), Design()),
+    "C13d": ("C13d", 3, Truth(rates=RateTruth(full_shift=0.1)), Design()),
+    "C13e lower": ("C13e", 5, Truth(rates=RateTruth(full_shift=0.1)), Design()),
+    "C13e higher": ("C13e", 3, Truth(rates=RateTruth(lora_shift=0.1)), Design()),
     "certify": ("certify", 3, Truth(regret=0.005), Design()),
     "certify, little noise": ("certify", 5, Truth(regret=0.005, noise=Noise(run=3e-4, jitter=0.05)), Design()),
     "certify, much noise": ("certify", 3, Truth(regret=0.005, noise=Noise(run=0.01, jitter=0.3)), Design()),
@@ -114,6 +127,16 @@ CLEAR = (
     ("C10", "0.6 decades narrower", 8, "contradicted", 0.5),
     ("C11", "B passes A, kernels align", 5, "supported", 0.9),
     ("C11", "B stays below A", 5, "contradicted", 0.9),
+    ("C13", "swallowed as measured", 3, "supported", 0.9),
+    ("C13", "all acts", 5, "contradicted", 0.9),
+    ("C13b", "0.8 of the drop", 3, "supported", 0.95),
+    ("C13b", "the whole drop", 3, "contradicted", 0.95),
+    ("C13c", "0.3 decades higher", 5, "supported", 0.9),
+    ("C13c", "unmoved", 8, "contradicted", 0.8),
+    ("C13d", "0.3 decades higher", 5, "supported", 0.9),
+    ("C13d", "unmoved", 8, "contradicted", 0.8),
+    ("C13e", "unmoved", 8, "supported", 0.8),
+    ("C13e", "0.3 decades lower", 5, "contradicted", 0.9),
     ("certify", "regret 0", 5, "supported", 0.9),
     ("certify", "regret 0.01", 5, "contradicted", 0.9),
 )

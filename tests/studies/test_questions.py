@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -75,6 +76,47 @@ def test_the_arms_of_every_protocol(base: Base):
     assert [(t.arm.label, t.arm.steps) for t in templates(ratio, base)] == [
         ("r1 alpha 8", 50), ("r1", 50), ("full", 50), ("r1 alpha 8", 100), ("r1", 100), ("full", 100),
     ]  # fmt: skip
+
+
+def test_fidelity_pairs_every_arm_with_its_usual_twin(base: Base):
+    question = replace(QUESTION, protocol="fidelity", ranks=(4, 16), run_lengths=(8, 100))
+    arms = templates(question, base)
+    assert [(t.arm.label, t.arm.steps) for t in arms] == [
+        (label, steps) for steps in (8, 100) for label in ("r4", "r4 add", "r16", "r16 add", "full", "full nearest")
+    ]
+    assert {t.run.train.drop_dominated for t in arms} == {None}
+    measured = {(t.arm.variant, t.arm.steps): t.run.train.fidelity_at for t in arms}
+    assert measured == {
+        ("", 8): (1, 3, 8), ("add", 8): (), ("nearest", 8): (),
+        ("", 100): (1, 3, 10, 30, 100), ("add", 100): (), ("nearest", 100): (),
+    }  # fmt: skip
+    weights = [t.run.slots[0].weights for t in arms[:6]]
+    assert [w.arithmetic for w in weights if isinstance(w, AdapterSpec)] == ["accumulator", "add"] * 2
+    assert [(w.rounding, w.start, w.support) for w in weights if isinstance(w, FullSpec)] == [
+        ("stochastic", "bf16", "matched"), ("nearest", "bf16", "matched"),
+    ]  # fmt: skip
+    # A twin costs what the arm costs, so that nothing but the variant tells them apart.
+    assert arms[1].arm == replace(arms[0].arm, variant="add")
+    chosen = replace(question, train=replace(question.train, fidelity_at=(2, 50)))
+    assert {t.run.train.fidelity_at for t in templates(chosen, base) if not t.arm.variant} == {(2,), (2, 50)}
+
+
+def test_what_is_compared_rate_by_rate_is_trained_at_the_same_rates(base: Base):
+    question = replace(QUESTION, protocol="fidelity", ranks=(4,))
+    arms = {template.arm.label: template for template in templates(question, base)}
+    first = wanted_cells(question, tuple(arms.values()), [])
+    rates = {label: {lr for t, lr, _ in first if t.arm.label == label} for label in arms}
+    assert rates["r4"] == rates["r4 add"] != rates["full"] == rates["full nearest"]
+    # The twin's minimum lies higher: what it asks for next, the arm is trained at too.
+    outcomes = [
+        *cells(arms["r4"].arm, lambda rate, seed: abs(math.log(rate / arms["r4"].start)), rates=sorted(rates["r4"])),
+        *cells(arms["r4 add"].arm, lambda rate, seed: -rate, rates=sorted(rates["r4"])),
+    ]
+    asked = replace(question, seeds=tuple(range(5)))
+    later = wanted_cells(asked, tuple(arms.values()), outcomes)
+    grown = {label: {lr for t, lr, _ in later if t.arm.label == label} for label in arms}
+    assert grown["r4"] == grown["r4 add"] > rates["r4"]
+    assert max(grown["r4"]) > max(rates["r4"])
 
 
 RL = RLSpec(rewards=(RewardSpec(source="exact"),))
@@ -158,6 +200,7 @@ def test_a_seed_decides_a_and_the_order_and_the_rounding(base: Base):
         ({"train": TrainSpec()}, "train.steps is missing"),
         ({"protocol": "batch-size"}, "needs at least two batch sizes"),
         ({"protocol": "capacity"}, "needs loads and bits_per_example"),
+        ({"protocol": "fidelity", "train": TrainSpec(steps=8, fidelity_at=(9,))}, "no run has a step 9"),
         ({"protocol": "rl"}, "rl: rl is missing; give its rewards"),
         ({"protocol": "rl-layers"}, "rl is missing"),
         ({"rl": RL}, "rank: rl is for rl and rl-layers; leave it out"),
@@ -166,6 +209,12 @@ def test_a_seed_decides_a_and_the_order_and_the_rounding(base: Base):
 def test_a_question_that_can_not_be_asked(change: dict[str, object], said: str, base: Base):
     with pytest.raises(SpecError, match=said):
         templates(replace(QUESTION, **change), base)  # pyright: ignore[reportArgumentType]
+
+
+def test_fidelity_is_about_bf16(base: Base):
+    question = replace(QUESTION, protocol="fidelity")
+    with pytest.raises(SpecError, match="fp32 swallows nothing; give --dtype bf16"):
+        arm_templates(question, {"m": base}, model=MODEL, hardware=HardwareSpec(dtype="fp32"))
 
 
 def test_fixed_paper_and_adaptive_grids(base: Base):

@@ -12,7 +12,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from lowregret.adapters.layer import AdaptedLinear, RoutingCell
 from lowregret.adapters.parameters import ParameterBlock
 from lowregret.adapters.routing import Routing
 from lowregret.errors import CapacityError, SpecError
-from lowregret.specs import AdapterSpec
+from lowregret.specs import AdapterSpec, Arithmetic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +141,18 @@ class AdapterBank:
             yield
         finally:
             self.cell.routing = previous
+
+    @contextmanager
+    def computing(self, arithmetic: Arithmetic) -> Iterator[None]:
+        """Let every slot's part join the base's in this arithmetic inside: for measurement."""
+        own = {site: layer.columns for site, layer in self.sites.items()}
+        for layer in self.sites.values():
+            layer.columns = {slot: replace(at, arithmetic=arithmetic) for slot, at in layer.columns.items()}
+        try:
+            yield
+        finally:
+            for site, layer in self.sites.items():
+                layer.columns = own[site]
 
     def _new_weights(self, spec: AdapterSpec, names: tuple[str, ...]) -> SlotWeights:
         layers = {name: self.sites[name] for name in names}

@@ -8,7 +8,7 @@ first updates (science.md, "The swallowed update").
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lowregret.adapters.inject import linear_kinds, select_sites
 from lowregret.adapters.parameters import ParameterBlock
 from lowregret.errors import SpecError
-from lowregret.specs import FullSpec
+from lowregret.specs import FullSpec, Rounding
 
 
 def stochastic_bf16(value: Tensor, generator: torch.Generator) -> Tensor:
@@ -35,6 +35,23 @@ def stochastic_bf16(value: Tensor, generator: torch.Generator) -> Tensor:
     noise = words.view(torch.int16)[: bits.numel()].view(bits.shape).to(torch.int32) & 0xFFFF
     rounded = ((bits + noise) & -65536).view(torch.float32).to(torch.bfloat16)
     return torch.where(torch.isfinite(value), rounded, value.to(torch.bfloat16))
+
+
+def rounded_to_bf16(value: Tensor, rounding: Rounding, generator: torch.Generator) -> Tensor:
+    """fp32 to bf16.
+
+    Args:
+        value: fp32, any shape, contiguous.
+        rounding: how.
+        generator: of the random bits, on `value`'s device; not used where it is rounded to nearest.
+    """
+    return stochastic_bf16(value, generator) if rounding == "stochastic" else value.to(torch.bfloat16)
+
+
+def rounding_stream(seed: int, step: int, name: str, device: torch.device) -> torch.Generator:
+    """Random bits that depend on nothing but these, so that a resumed run rounds as one that was left alone."""
+    digest = hashlib.sha256(f"{seed}/{step}/{name}".encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 class FullParameters:
@@ -120,19 +137,24 @@ class FullParameters:
     def publish(self, slot: str, step: int = 0) -> None:
         """Round the masters into the bf16 working copy; the random bits depend on (seed, step, parameter) alone."""
         del slot
-        for name, parameter in self._parameters.items():
-            if parameter.dtype != torch.bfloat16:
-                continue
-            master = self._masters[name]
-            if self.spec.rounding == "nearest":
-                parameter.data.copy_(master)
-            else:
-                parameter.data.copy_(stochastic_bf16(master, self._stream(name, step)))
+        self.compute_with(self._masters, rounding=self.spec.rounding, step=step)
 
-    def _stream(self, name: str, step: int) -> torch.Generator:
-        digest = hashlib.sha256(f"{self.spec.rounding_seed}/{step}/{name}".encode()).digest()
-        device = self._parameters[name].device
-        return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    def compute_with(self, weights: Mapping[str, Tensor], *, rounding: Rounding, step: int) -> None:
+        """Round these fp32 weights into the bf16 working copy. `publish` brings the masters' own back.
+
+        Args:
+            weights: by parameter name, for measurement; those that train are taken, others are left alone.
+            rounding: in place of the spec's.
+            step: of the random bits.
+        """
+        for name, parameter in self._parameters.items():
+            if parameter.dtype == torch.bfloat16:
+                stream = rounding_stream(self.spec.rounding_seed, step, name, parameter.device)
+                parameter.data.copy_(rounded_to_bf16(weights[name], rounding, stream))
+
+    def num_moved(self, start: Mapping[str, Tensor]) -> int:
+        """Trained weights whose working copy differs from the start's, rounded to nearest."""
+        return sum(int((p != start[name].to(p.dtype)).sum()) for name, p in self._parameters.items())
 
 
 def _into(grad: Tensor) -> Callable[[Tensor], None]:

@@ -18,6 +18,8 @@ class Study:
 
     lowregret study rank --model micro --data markov --rank 1,4,16,64 --steps 150 --workers 2
 
+    lowregret study fidelity --model smollm2-135m --data train.jsonl --rank 16 --steps 8 --dtype bf16
+
     lowregret study rl --model micro-max3 --data max3 --reward exact --max-new-tokens 1 --steps 120 --seeds 8
 
     lowregret study study.toml
@@ -26,8 +28,8 @@ class Study:
     """
 
     what: Positional[Annotated[str | None, arg(metavar="[PROTOCOL|STUDY.toml]", help_behavior_hint="")]] = None
-    """rank, learning-rate, batch-size, layers, early, ratio, capacity, invariance, dynamics, cost, certify, rl or
-    rl-layers; or a spec file with several questions."""
+    """rank, learning-rate, batch-size, layers, early, ratio, fidelity, capacity, invariance, dynamics, cost, certify,
+    rl or rl-layers; or a spec file with several questions."""
     model: Text = None
     """Hub id, local folder, .gguf file, a packaged name, or micro, nano (made here in minutes)."""
     data: Text = None
@@ -37,7 +39,10 @@ class Study:
     batch_size: Items = None
     """Sequences a step (8); several for batch-size."""
     steps: Items = None
-    """Optimizer steps of every cell; several run lengths for ratio."""
+    """Optimizer steps of every cell; several run lengths for ratio and fidelity."""
+    fidelity_at: Items = None
+    """Steps after which fidelity measures how much of the update acts in each bf16 arithmetic: one accumulator, the
+    usual addition, merged weights (1,3,10,30 and so on, and the last). It costs about eight evaluations a cell."""
     epochs: Real = None
     """Passes over the facts, for capacity (300), in place of --steps."""
     loads: Items = None

@@ -25,8 +25,8 @@ from lowregret.specs import (
 from lowregret.specs.codec import read_toml
 from lowregret.store.study import StudyDirectory
 from lowregret.studies.adaptive import PAPER_RANKS
+from lowregret.studies.arm_builder import REINFORCED
 from lowregret.studies.extend import refuse_other, with_seeds
-from lowregret.studies.questions import REINFORCED
 
 TOML = ".toml"
 NEVER = 1_000_000_000
@@ -83,6 +83,7 @@ def _question(command: Study, protocol: str) -> QuestionSpec:
             batch_size=batches[0] if batches else TrainSpec().batch_size,
             num_samples=0,
             eval_early=not command.no_curve,
+            fidelity_at=_fidelity_at(command),
             eval_every=NEVER if command.no_curve else TrainSpec().eval_every,
         ),
         ranks=numbers("rank", command.rank, int) or (PAPER_RANKS if command.grid == "paper" else default.ranks),
@@ -132,6 +133,13 @@ def _steps(command: Study, *, capacity: bool) -> tuple[int, ...]:
     if command.steps is None:
         raise SpecError("--steps: is missing; a study compares runs of stated length, such as --steps 150")
     return numbers("steps", command.steps, int)
+
+
+def _fidelity_at(command: Study) -> tuple[int, ...]:
+    """Empty where the protocol is to choose."""
+    if command.fidelity_at is not None and command.what != "fidelity":
+        raise SpecError("--fidelity-at: is for fidelity; leave it out")
+    return numbers("fidelity_at", command.fidelity_at, int)
 
 
 def _bits_per_example(command: Study) -> float:

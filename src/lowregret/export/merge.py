@@ -7,17 +7,16 @@ unit in the last place of the weight, most of a small update (science.md, the ta
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from lowregret.adapters.full import stochastic_bf16
+from lowregret.adapters.full import rounded_to_bf16
 from lowregret.adapters.peft_format import StoredAdapter
 from lowregret.errors import ExportError
 from lowregret.models.load import cast_parameters
-
-Rounding = Literal["stochastic", "nearest"]
+from lowregret.specs import Rounding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +35,7 @@ class MergeReport:
 
 def rounded(value: Tensor, dtype: torch.dtype, rounding: Rounding, generator: torch.Generator) -> Tensor:
     """fp32 values in the target format."""
-    if dtype == torch.bfloat16 and rounding == "stochastic":
-        return stochastic_bf16(value, generator)
-    return value.to(dtype)
+    return rounded_to_bf16(value, rounding, generator) if dtype == torch.bfloat16 else value.to(dtype)
 
 
 @torch.no_grad()

@@ -25,8 +25,8 @@ from lowregret.specs import DataSpec, DeviceFacts, ModelSpec, PlannedBank, RLSpe
 from lowregret.specs.shape import ModelShape
 from lowregret.store import RunDirectory
 from lowregret.store.environment import Environment
-from lowregret.store.rows import DynamicsRow
-from lowregret.store.study import CellRecord, Dynamics, StudyDirectory
+from lowregret.store.rows import DynamicsRow, FidelityRow
+from lowregret.store.study import CellRecord, Dynamics, ForwardFidelity, StudyDirectory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +168,7 @@ def _records(run: RunDirectory, bank: PlannedBank) -> list[CellRecord]:
     dynamics: dict[str, list[DynamicsRow]] = defaultdict(list)
     for row in run.read_dynamics():
         dynamics[row.slot].append(row)
+    fidelity = run.read_fidelity()
     for cell in bank.cells:
         validation, test = series[cell]["validation"], series[cell]["test"]
         steps = tuple(sorted(validation.keys() & test.keys()))
@@ -184,6 +185,7 @@ def _records(run: RunDirectory, bank: PlannedBank) -> list[CellRecord]:
                 seconds=seconds[cell],
                 stopped=bool(run.summary["slots"][cell].get("stopped", False)),
                 dynamics=_dynamics(dynamics[cell]),
+                fidelity=_fidelity([row for row in fidelity if row.slot == cell]),
             )
         )
     return records
@@ -219,6 +221,25 @@ def _rl_records(run: RunDirectory, bank: PlannedBank) -> list[CellRecord]:
             )
         )
     return records
+
+
+def _fidelity(rows: Sequence[FidelityRow]) -> tuple[ForwardFidelity, ...]:
+    """A ratio that is no number says nothing: the update did not move the held-out loss, or made it infinite."""
+    return tuple(
+        ForwardFidelity(
+            step=row.step,
+            arithmetic=row.arithmetic,
+            fidelity=row.fidelity,
+            low=row.low,
+            high=row.high,
+            fp32_drop=row.fp32_drop,
+            drop=row.drop,
+            sequences=row.sequences,
+            moved=row.moved,
+        )
+        for row in rows
+        if all(map(math.isfinite, (row.fidelity, row.low, row.high)))
+    )
 
 
 def _dynamics(rows: Sequence[DynamicsRow]) -> Dynamics | None:

@@ -32,9 +32,10 @@ from lowregret.specs.identity import identity
 from lowregret.store.environment import Environment
 from lowregret.store.study import StudyDirectory
 from lowregret.studies.analysis import findings_of_study
+from lowregret.studies.arm_builder import ALONE, ArmTemplate, Base
 from lowregret.studies.asking import wanted_cells
 from lowregret.studies.packing import MOST_SLOTS, pack_cells
-from lowregret.studies.questions import ALONE, ArmTemplate, Base, arm_templates
+from lowregret.studies.questions import arm_templates
 from lowregret.studies.reading import outcomes_of
 
 

@@ -42,6 +42,16 @@ def load_module(folder: ModelFolder, *, dtype: torch.dtype, device: torch.device
     return prepare_module(cast(nn.Module, model).to(device))
 
 
+def load_start(folder: ModelFolder, spec: FullSpec, *, device: torch.device) -> nn.Module:
+    """The fp32 weights that a full fine-tuning starts from.
+
+    Raises:
+        ModelError: see `load_module`.
+    """
+    dtype = torch.bfloat16 if spec.start == "bf16" else torch.float32
+    return cast_parameters(load_module(folder, dtype=dtype, device=device), torch.float32)
+
+
 def prepare_module(model: nn.Module) -> nn.Module:
     """Eval mode, packed attention, no dropout: for a module built or loaded elsewhere (tests build theirs).
 

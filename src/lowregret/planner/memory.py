@@ -99,14 +99,16 @@ class MemoryQuestion:
     """Format in which the frozen base is stored; None: `dtype`."""
     cache: Cache | None = None
     """The sampler's, in RL."""
+    fidelity: bool = False
+    """Whether the run measures forward fidelity, for which it holds an fp32 copy of the base and a merged one."""
 
 
 def memory(shape: ModelShape, question: MemoryQuestion, *, constants: Constants = CONSTANTS) -> dict[str, int]:
     """Bytes by part, and their `total`.
 
-    Parts: weights, adapters and full_masters (fp32), gradients, optimizer, working_copies, activations, logits,
-    workspace, kv_cache, mapped_file, runtime. The sampler's cache is gone when the learner computes; it is added all
-    the same, since an allocator need not have given it back.
+    Parts: weights, adapters and full_masters (fp32), gradients, optimizer, working_copies, fidelity, activations,
+    logits, workspace, kv_cache, mapped_file, runtime. The sampler's cache is gone when the learner computes; it is
+    added all the same, since an allocator need not have given it back.
     """
     adapters = [slot for slot in question.slots if isinstance(slot, AdapterSpec)]
     fulls = [slot for slot in question.slots if isinstance(slot, FullSpec)]
@@ -156,6 +158,8 @@ def _held(
         "gradients": trained * FP32_BYTES,
         "optimizer": 2 * trained * FP32_BYTES,
         "working_copies": copies,
+        # For the while of a measurement: fp32 with folded adapters, and bf16 with merged ones.
+        "fidelity": (FP32_BYTES + work) * shape.num_params + 2 * copies if question.fidelity else 0,
     }
 
 

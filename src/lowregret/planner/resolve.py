@@ -17,6 +17,7 @@ from lowregret.planner.learning_rate import LearningRate, full_rate, lora_rate
 from lowregret.planner.memory import Cache, MemoryQuestion, largest_micro_batch, memory, needed_bytes
 from lowregret.planner.validate import (
     check_arithmetic,
+    check_fidelity,
     check_warmup,
     validate_against_data,
     validate_against_shape,
@@ -71,6 +72,7 @@ def resolve(
     threads = _threads(spec, hardware, derived)
     steps = _steps(spec, facts, derived)
     check_warmup(spec.train, steps)
+    check_fidelity(spec.train, dtype, steps)
     slots = tuple(_slot(slot, spec, shape, steps, derived) for slot in spec.slots)
     settled = replace(spec.hardware, device=device, dtype=dtype, threads=threads)
     filled = replace(spec, slots=slots, train=replace(spec.train, steps=steps), hardware=settled)
@@ -107,6 +109,7 @@ def memory_question(spec: RunSpec, facts: DataFacts, tokens: int) -> MemoryQuest
         device=spec.hardware.device,
         checkpointing=spec.hardware.activation_checkpointing,
         cache=cache_of(spec, facts),
+        fidelity=bool(spec.train.fidelity_at),
     )
 
 

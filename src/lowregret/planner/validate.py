@@ -126,6 +126,22 @@ def check_arithmetic(slots: Sequence[SlotSpec], dtype: str) -> None:
             )
 
 
+def check_fidelity(train: TrainSpec, dtype: str, steps: int) -> None:
+    """Check that there is something to measure, and a step to measure it after.
+
+    Raises:
+        SpecError: fidelity is asked of fp32, in which every arithmetic is the same sum, or after the last step.
+    """
+    if train.fidelity_at and dtype != "bf16":
+        raise SpecError(
+            f"train.fidelity_at: {dtype} swallows nothing, so there is nothing to measure; give --dtype bf16 or leave "
+            "it out"
+        )
+    for step in train.fidelity_at:
+        if step > steps:
+            raise SpecError(f"train.fidelity_at: there is no step {step} in a run of {steps}; leave it out")
+
+
 def _adapter(spec: AdapterSpec, field: str) -> None:
     _rank_range(spec.rank, f"{field}.rank")
     positive(spec.alpha, f"{field}.alpha", "32 is the default")
@@ -164,6 +180,8 @@ def _train(spec: TrainSpec) -> None:
     at_least(spec.eval_every, 1, "train.eval_every", "100 is the default")
     at_least(spec.checkpoint_every, 1, "train.checkpoint_every", "100 is the default")
     at_least(spec.num_samples, 0, "train.num_samples", "0 shows none")
+    for step in spec.fidelity_at:
+        at_least(step, 1, "train.fidelity_at", "there is no update before the first step")
     if spec.drop_dominated is not None and spec.drop_dominated <= 1.0:
         raise SpecError(
             f"train.drop_dominated: {spec.drop_dominated} must exceed 1; leave it out to stop no slot early"

@@ -67,6 +67,7 @@ def _supervised_only(train: TrainSpec) -> None:
     for name, given in (
         ("drop_dominated", train.drop_dominated is not None),
         ("dynamics", train.dynamics),
+        ("fidelity_at", bool(train.fidelity_at)),
         ("also_eval", bool(train.also_eval)),
     ):
         if given:

@@ -15,6 +15,7 @@ from lowregret.report.protocols.curves import learning_curves, u_curves
 from lowregret.report.protocols.losses import gap_against_batch, loss_against_parameters, regret_against_rank
 from lowregret.report.protocols.moves import dynamics, early_drops
 from lowregret.report.protocols.rates import rate_against_rank, ratios
+from lowregret.report.protocols.swallowed import swallowed
 from lowregret.specs import QuestionSpec
 from lowregret.studies.outcome import Outcome
 
@@ -30,6 +31,7 @@ FIGURES: dict[str, tuple[Draws, ...]] = {
     "layers": (loss_against_parameters, *CURVES),
     "early": (early_drops, learning_curves),
     "ratio": (ratios, *CURVES),
+    "fidelity": (swallowed, *CURVES),
     "dynamics": (dynamics, learning_curves),
     "rl": (accuracy_against_rate, accuracy_curves),
     "rl-layers": (accuracy_of_layers, accuracy_against_rate, accuracy_curves),

@@ -13,6 +13,7 @@ from statistics import stdev
 from typing import Any
 
 from lowregret.report.accuracy_table import accuracy_table
+from lowregret.report.fidelity_table import fidelity_table
 from lowregret.report.html import page
 from lowregret.report.numbers import count, seconds
 from lowregret.report.protocols.asked import by_arm
@@ -98,6 +99,7 @@ def _question(
     tables = {
         "invariance": invariance_table,
         "cost": cost_table,
+        "fidelity": fidelity_table,
         "rl": accuracy_table,
         "rl-layers": accuracy_table,
     }

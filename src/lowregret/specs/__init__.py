@@ -1,6 +1,6 @@
 """The nouns of a run as frozen dataclasses. Standard library only."""
 
-from lowregret.specs.adapter import AdapterSpec, Arithmetic, FullSpec
+from lowregret.specs.adapter import AdapterSpec, Arithmetic, FullSpec, Rounding
 from lowregret.specs.data import DataFacts, DataSpec
 from lowregret.specs.hardware import DeviceFacts, HardwareSpec
 from lowregret.specs.model import ModelSpec
@@ -41,6 +41,7 @@ __all__ = [
     "ResolvedPlan",
     "RewardSpec",
     "RLSpec",
+    "Rounding",
     "RunSpec",
     "SamplingSpec",
     "ScheduleSpec",

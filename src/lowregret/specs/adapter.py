@@ -7,6 +7,8 @@ from typing import Literal
 
 Arithmetic = Literal["accumulator", "add", "addmm"]
 """How an adapter's part of a sum joins the base's in bf16."""
+Rounding = Literal["stochastic", "nearest"]
+"""How an fp32 number becomes one of the two bf16 numbers beside it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +60,12 @@ class FullSpec:
     """The targets that `matched` matches."""
     unembed: bool = False
     """Whether `matched` holds the unembedding."""
-    rounding: Literal["stochastic", "nearest"] = "stochastic"
+    rounding: Rounding = "stochastic"
     """How fp32 masters become the bf16 working copy. Rounding to nearest swallows small updates
     (3 % of the loss drop realised after one step at 1e-5, science.md); kept for measurement only."""
     rounding_seed: int = 0
     """Seed of the stochastic rounding."""
+    start: Literal["stored", "bf16"] = "stored"
+    """Weights to start from: as they are stored, or rounded to bf16 first, as adapters in bf16 have their base. It
+    matters where more digits are stored (a dequantised GGUF): a published bf16 base lies on bf16's grid, where rounding
+    to nearest swallows updates; weights that lie anywhere between two of its points are dithered by chance."""

@@ -57,6 +57,10 @@ class TrainSpec:
     stop early (`training/dominated.py`). None: every slot trains to the end."""
     dynamics: bool = False
     """Log the norms of A and B with every evaluation, and the kernel's alignment before the first step (C11)."""
+    fidelity_at: tuple[int, ...] = ()
+    """Steps after which the forward fidelity of every bf16 arithmetic is measured on the validation split (C13,
+    `training/fidelity.py`); bf16 only. It holds 6 bytes a weight of the base for the while, and costs about eight
+    evaluations."""
     also_eval: tuple[str, ...] = ()
     """Further data (same syntax as `data.source`) whose NLL is reported: what is forgotten."""
     num_samples: int = 2

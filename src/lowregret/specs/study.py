@@ -52,8 +52,9 @@ class QuestionSpec:
     """
 
     protocol: str
-    """`rank`, `learning-rate`, `batch-size`, `layers`, `early`, `ratio`, `capacity`, `cost`, `invariance`, `dynamics`
-    or `certify`; `rl` and `rl-layers` train by reinforcement and hold error rates where the others hold losses."""
+    """`rank`, `learning-rate`, `batch-size`, `layers`, `early`, `ratio`, `capacity`, `cost`, `invariance`, `dynamics`,
+    `fidelity` or `certify`; `rl` and `rl-layers` train by reinforcement and hold error rates where the others hold
+    losses."""
     data: DataSpec
     """Of an `rl` question the prompts with their answers."""
     train: TrainSpec = field(default_factory=TrainSpec)
@@ -66,7 +67,7 @@ class QuestionSpec:
     batch_sizes: tuple[int, ...] = ()
     """Sequences a step, for `batch-size`."""
     run_lengths: tuple[int, ...] = ()
-    """Steps, for `ratio`."""
+    """Steps, for `ratio` and `fidelity`."""
     bits_per_example: float = 0.0
     """For `capacity`: what an example of the data holds that only memory can tell (64 for `micro-facts`)."""
     loads: tuple[float, ...] = ()

@@ -96,6 +96,35 @@ class DynamicsRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FidelityRow:
+    """How much of a slot's update one bf16 arithmetic lets act (science.md, "Forward fidelity").
+
+    >>> FidelityRow(step=1, slot="r16", arithmetic="add", fidelity=0.44, low=0.4, high=0.48, fp32_drop=0.1, drop=0.044,
+    ...     sequences=64).moved is None
+    True
+    """
+
+    step: int
+    slot: str
+    arithmetic: str
+    """Of an adapter `accumulator`, `add`, `addmm`, `merged nearest` or `merged stochastic`; of full weights
+    `copy nearest` or `copy stochastic`."""
+    fidelity: float
+    """Loss drop in the arithmetic over the drop in fp32, same masters, same held-out sequences."""
+    low: float
+    """Lower end of the 95 % interval, by paired bootstrap over sequences."""
+    high: float
+    fp32_drop: float
+    """Nats a completion token; the scale of the whole question."""
+    drop: float
+    """The same in the arithmetic."""
+    sequences: int
+    """Held-out ones."""
+    moved: float | None = None
+    """Share of the bf16 weights that differ from the start's; None where no weight is rewritten."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SampleRow:
     """One answer to one test prompt, for the reader.
 
@@ -228,8 +257,10 @@ class RolloutRow:
     failure: str = ""
 
 
-Row: TypeAlias = "MetricRow | EvalRow | DynamicsRow | SampleRow | PolicyRow | AccuracyRow | RolloutRow"
-RowType = TypeVar("RowType", MetricRow, EvalRow, DynamicsRow, SampleRow, PolicyRow, AccuracyRow, RolloutRow)
+Row: TypeAlias = "MetricRow | EvalRow | DynamicsRow | FidelityRow | SampleRow | PolicyRow | AccuracyRow | RolloutRow"
+RowType = TypeVar(
+    "RowType", MetricRow, EvalRow, DynamicsRow, FidelityRow, SampleRow, PolicyRow, AccuracyRow, RolloutRow
+)
 
 
 def encode_row(row: Row) -> str:

@@ -23,7 +23,16 @@ from lowregret.store.atomic import disk_errors, write_text
 from lowregret.store.environment import Environment
 from lowregret.store.lock import WriterLock, is_locked
 from lowregret.store.logs import Log
-from lowregret.store.rows import AccuracyRow, DynamicsRow, EvalRow, MetricRow, PolicyRow, RolloutRow, SampleRow
+from lowregret.store.rows import (
+    AccuracyRow,
+    DynamicsRow,
+    EvalRow,
+    FidelityRow,
+    MetricRow,
+    PolicyRow,
+    RolloutRow,
+    SampleRow,
+)
 
 SPEC, PLAN, ENVIRONMENT = "spec.toml", "plan.toml", "environment.json"
 SPEC_DIGEST = "spec.sha256"
@@ -39,6 +48,7 @@ class RunDirectory:
         self._metrics = Log(path / "metrics.jsonl", MetricRow)
         self._evals = Log(path / "evals.jsonl", EvalRow)
         self._dynamics = Log(path / "dynamics.jsonl", DynamicsRow)
+        self._fidelity = Log(path / "fidelity.jsonl", FidelityRow)
         self._samples = Log(path / "samples.jsonl", SampleRow)
         self._policy = Log(path / "policy.jsonl", PolicyRow)
         self._accuracy = Log(path / "accuracy.jsonl", AccuracyRow)
@@ -145,6 +155,11 @@ class RunDirectory:
         self._lock.acquire()
         self._dynamics.append(rows)
 
+    def append_fidelity(self, rows: Iterable[FidelityRow]) -> None:
+        """Add rows to `fidelity.jsonl`."""
+        self._lock.acquire()
+        self._fidelity.append(rows)
+
     def append_samples(self, rows: Iterable[SampleRow]) -> None:
         """Add rows to `samples.jsonl`."""
         self._lock.acquire()
@@ -177,6 +192,10 @@ class RunDirectory:
         """All norms of adapters so far; none where the run does not log them."""
         return self._dynamics.read()
 
+    def read_fidelity(self) -> tuple[FidelityRow, ...]:
+        """All forward fidelities so far; none where the run does not measure them."""
+        return self._fidelity.read()
+
     def read_samples(self) -> tuple[SampleRow, ...]:
         """All sample answers so far."""
         return self._samples.read()
@@ -202,6 +221,7 @@ class RunDirectory:
         self._metrics.rewrite(row for row in self._metrics.read() if row.step <= step)
         self._evals.rewrite(row for row in self._evals.read() if row.step <= step)
         self._dynamics.rewrite(row for row in self._dynamics.read() if row.step <= step)
+        self._fidelity.rewrite(row for row in self._fidelity.read() if row.step <= step)
         self._samples.rewrite(row for row in self._samples.read() if row.when == "before" and step >= 0)
         self._policy.rewrite(row for row in self._policy.read() if row.step <= step)
         self._accuracy.rewrite(row for row in self._accuracy.read() if row.step <= step)
@@ -214,7 +234,7 @@ class RunDirectory:
         The logs reach the disk first, so that after a power cut they hold every step up to the checkpoint.
         """
         self._lock.acquire()
-        logs = (self._metrics, self._evals, self._dynamics, self._samples)
+        logs = (self._metrics, self._evals, self._dynamics, self._fidelity, self._samples)
         for log in (*logs, self._policy, self._accuracy, self._rollouts):
             log.sync()
         with checkpoints.writing_checkpoint(self.path / "checkpoints", step, keep=keep) as folder:

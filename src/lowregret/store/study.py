@@ -40,6 +40,26 @@ class Dynamics:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ForwardFidelity:
+    """How much of a cell's update one bf16 arithmetic lets act (`store.rows.FidelityRow`).
+
+    >>> ForwardFidelity(step=1, arithmetic="add", fidelity=0.44, low=0.4, high=0.48, fp32_drop=0.1, drop=0.044,
+    ...     sequences=64).fidelity
+    0.44
+    """
+
+    step: int
+    arithmetic: str
+    fidelity: float
+    low: float
+    high: float
+    fp32_drop: float
+    drop: float
+    sequences: int
+    moved: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class CellRecord:
     """What became of one cell.
 
@@ -67,6 +87,8 @@ class CellRecord:
     """Another learning rate dominated it, so that it left early; its series end there."""
     dynamics: Dynamics | None = None
     """Where the question asked for it."""
+    fidelity: tuple[ForwardFidelity, ...] = ()
+    """Likewise, by step and arithmetic."""
 
     def untimed(self) -> CellRecord:
         """The record without its timing, for comparing two studies."""
@@ -238,6 +260,8 @@ class StudyDirectory:
 def _plain(record: CellRecord) -> dict[str, Any]:
     """JSON has no infinities: a diverged cell's losses stand as strings that `float` reads."""
     fields = {name: value for name, value in asdict(record).items() if value is not None}
+    if rows := fields.pop("fidelity"):
+        fields["fidelity"] = [{name: value for name, value in row.items() if value is not None} for row in rows]
     for name in ("validation", "test"):
         fields[name] = [value if math.isfinite(value) else str(value) for value in fields[name]]
     if not math.isfinite(record.last_epoch_nats):

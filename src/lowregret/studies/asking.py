@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from lowregret.errors import SpecError
 from lowregret.specs import Arm, QuestionSpec
 from lowregret.studies.adaptive import next_cells, paper_grid
+from lowregret.studies.arm_builder import ONE_RATE, ArmTemplate
 from lowregret.studies.outcome import Outcome
-from lowregret.studies.questions import ONE_RATE, ArmTemplate
 
 Wanted = tuple[ArmTemplate, float, int]
 """Arm, learning rate, seed."""
@@ -31,6 +32,8 @@ def wanted_cells(
     """
     kind = "fixed" if question.protocol in ONE_RATE else question.grid.kind
     rates = _GRIDS[kind](question, templates, outcomes)
+    if question.protocol == "fidelity":
+        rates = _shared(rates)
     return tuple(
         (template, lr, seed) for template in templates for lr in rates.get(template.arm, ()) for seed in question.seeds
     )
@@ -63,6 +66,14 @@ def _adaptive(question: QuestionSpec, templates: Sequence[ArmTemplate], outcomes
     for arm, step in next_cells({t.arm: t.start for t in templates}, outcomes, question.grid).items():
         rates[arm] |= set(step.rates)
     return {arm: tuple(sorted(own)) for arm, own in rates.items()}
+
+
+def _shared(rates: Rates) -> Rates:
+    """Arms that differ in their variant alone get the rates of all of them: they are compared rate by rate."""
+    alike: dict[Arm, set[float]] = {}
+    for arm, own in rates.items():
+        alike.setdefault(replace(arm, variant=""), set()).update(own)
+    return {arm: tuple(sorted(alike[replace(arm, variant="")])) for arm in rates}
 
 
 def _rounded(rate: float) -> float:

@@ -11,11 +11,14 @@ from lowregret.specs import Arm, QuestionSpec
 from lowregret.specs.study import QUARTER_DECADE
 from lowregret.studies.claims.c3_rank_free_rate import LEAST_RANK, TIED
 from lowregret.studies.claims.c8_batch import EQUAL_STEPS
+from lowregret.studies.swallowing import USUAL
 
 THIRD_DECADE = 10 ** (1 / 3)
 """Between the rates of a study of reinforcement, whose plateau takes a wide grid."""
 RL_SIZE = {"steps": 120, "batch_size": 64}
 RL_CLAIMS = ("C7rl", "C9", "C9b", "C10")
+BF16_CLAIMS = ("C13", "C13b", "C13c", "C13d", "C13e")
+"""Of one protocol, whose arms come in pairs."""
 PARAMS_PER_RANK = 1024
 """Of a simulated adapter: only ratios of counts matter."""
 
@@ -116,6 +119,12 @@ def _certify(design: Design) -> list[Arm]:
     return [_lora(design.ranks[0]), _full()]
 
 
+def _arithmetics(design: Design) -> list[Arm]:
+    """Faithful arms without, usual ones with their variant."""
+    faithful = [_lora(design.ranks[0]), _full()]
+    return [twin for arm in faithful for twin in (arm, replace(arm, variant=USUAL[arm.method]))]
+
+
 def _rl(design: Design) -> list[Arm]:
     return [_lora(design.ranks[0], **RL_SIZE), _full(**RL_SIZE)]
 
@@ -138,5 +147,6 @@ _ARMS: Mapping[str, Callable[[Design], Sequence[Arm]]] = {
     "C9b": _rl,
     "C10": _rl,
     "C11": _early,
+    **dict.fromkeys(BF16_CLAIMS, _arithmetics),
     "certify": _certify,
 }

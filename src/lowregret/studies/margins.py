@@ -53,6 +53,11 @@ class Margins:
     """Accuracy under the peak that still lies on the plateau of learning rates (C10)."""
     plateau_gain: float = 0.0
     """Decades by which LoRA's plateau must be wider than FullFT's (C10)."""
+    fidelity: float = 0.05
+    """Distance from 1 within which an arithmetic lets an update act; below, it swallows (C13, C13b)."""
+    rate_shift: float = 0.1
+    """Decades by which LR*, or the LoRA/FullFT ratio of LR*, must differ between two arithmetics to have moved (C13c
+    to C13e): a factor of 1.26, less than half of a grid's spacing."""
     least_seeds: float = 3
     """Seeds under which no verdict is given; C2 and C3 ask for 5, C9 and C9b for 8 whatever stands here."""
     power: float = 0.8

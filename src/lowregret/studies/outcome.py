@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lowregret.specs import Arm
-from lowregret.store.study import Dynamics
+from lowregret.store.study import Dynamics, ForwardFidelity
 
 __all__ = ["Arm", "Outcome"]
 
@@ -39,6 +39,8 @@ class Outcome:
     """It was stopped as surely dominated; `diverged` is true as well."""
     dynamics: Dynamics | None = None
     """Norms of its adapter over `steps` and its kernel's match; None where the question did not ask."""
+    fidelity: tuple[ForwardFidelity, ...] = ()
+    """Of each bf16 arithmetic after some of its steps; empty where the question did not ask."""
     offered_bits: float | None = None
     """Bits of all facts that the cell was to memorise, N H; None in other studies."""
     stored_bits: float | None = None

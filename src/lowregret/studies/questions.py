@@ -1,91 +1,21 @@
 """From a question to its arms: what is compared, as runs of one slot whose learning rate and seed are still open.
 
-No torch: parameters are counted from the base's shape.
+One function a protocol; the arms themselves are made by `arm_builder`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
 
 from lowregret.errors import SpecError
-from lowregret.planner.flops import flops
-from lowregret.planner.memory import full_params
-from lowregret.planner.resolve import slot_rate
 from lowregret.planner.targets import select
-from lowregret.specs import (
-    AdapterSpec,
-    Arm,
-    DataSpec,
-    FullSpec,
-    HardwareSpec,
-    ModelSpec,
-    OptimSpec,
-    QuestionSpec,
-    RunSpec,
-    SlotSpec,
-    TrainSpec,
-)
-from lowregret.specs.shape import ModelShape
+from lowregret.specs import AdapterSpec, HardwareSpec, ModelSpec, OptimSpec, QuestionSpec, TrainSpec
+from lowregret.studies.arm_builder import REINFORCED, ArmTemplate, Base, Builder
 from lowregret.studies.equal_parameters import matched_ranks
-
-ONE_RATE = ("early", "cost", "invariance", "dynamics")
-"""Protocols that compare arms at one rate and sweep nothing."""
-ALONE = ("cost", "invariance")
-"""Protocols whose cells train alone: their times, or their last bits, must not depend on who trains beside them."""
-REINFORCED = ("rl", "rl-layers")
-"""Protocols whose cells train by reinforcement; their records hold error rates."""
-NEVER_DROPPED = (*ONE_RATE, "capacity", *REINFORCED)
-"""Protocols whose cells all train to the end. Those of `capacity` sweep, but their held-out loss says nothing: nobody
-can guess the facts; those of RL may collapse late, so that no rate is surely worse than one that leads now."""
-SLOT = "cell"
-"""Name of the only slot of a cell; its bank names slots by the cells' identities."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ArmTemplate:
-    """An arm and the run that each of its cells is, but for learning rate and seed.
-
-    >>> sorted(ArmTemplate.__dataclass_fields__)
-    ['arm', 'lr_factors', 'run', 'start']
-    """
-
-    arm: Arm
-    run: RunSpec
-    """With one slot."""
-    start: float
-    """The planner's learning rate, where an adaptive grid begins."""
-    lr_factors: tuple[float, float] | None = None
-    """Of A's and B's learning rate on the cell's (p and q of C1). None: one rate for both."""
-
-    def cell(self, lr: float, seed: int) -> RunSpec:
-        """The run of one cell: the seed decides A, the order of the examples and any rounding."""
-        slot = self.run.slots[0]
-        if isinstance(slot.weights, AdapterSpec):
-            weights = replace(slot.weights, init_seed=seed)
-        else:
-            weights = replace(slot.weights, rounding_seed=seed)
-        optim = replace(slot.optim, lr=lr)
-        if self.lr_factors is not None:
-            p, q = self.lr_factors
-            optim = replace(optim, lr=p * lr, lr_b=q * lr)
-        slot = replace(slot, weights=weights, optim=optim, data_seed=seed)
-        return replace(self.run, slots=(slot,))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Base:
-    """What is counted about a base and the question's data on it.
-
-    >>> sorted(Base.__dataclass_fields__)
-    ['mean_length', 'shape']
-    """
-
-    shape: ModelShape
-    mean_length: float
-    """Tokens of an example."""
+from lowregret.studies.swallowing import ADD, NEAREST
 
 
 def arm_templates(
@@ -112,90 +42,11 @@ def arm_templates(
         raise SpecError(f"{question.protocol}: rl is missing; give its rewards, such as papers/rl.toml does")
     if question.protocol not in REINFORCED and question.rl is not None:
         raise SpecError(f"{question.protocol}: rl is for {' and '.join(REINFORCED)}; leave it out")
-    builders = [_Builder(question, base, bases[base.source], hardware) for base in question.models or (model,)]
+    builders = [Builder(question, base, bases[base.source], hardware) for base in question.models or (model,)]
     return tuple(template for builder in builders for template in PROTOCOLS[question.protocol](builder))
 
 
-@dataclass(frozen=True)
-class _Builder:
-    question: QuestionSpec
-    model: ModelSpec
-    base: Base
-    hardware: HardwareSpec
-
-    @property
-    def shape(self) -> ModelShape:
-        return self.base.shape
-
-    def lora(
-        self,
-        rank: int,
-        *,
-        alpha: float = 32.0,
-        targets: tuple[str, ...] = ("all",),
-        train: TrainSpec | None = None,
-        variant: str = "",
-        data: DataSpec | None = None,
-        offered_bits: float = 0.0,
-    ) -> ArmTemplate:
-        """An arm of adapters."""
-        weights = AdapterSpec(rank=rank, alpha=alpha, targets=targets)
-        matrices = select(self.shape, targets, unembed=False)
-        params = sum(matrix.adapter_params(rank) for matrix in matrices)
-        cost = flops(self.shape, method="lora", adapted=matrices, rank=rank, mean_length=self.base.mean_length)
-        arm = replace(
-            self._arm(params, train, variant),
-            method="lora",
-            rank=rank,
-            alpha=alpha,
-            targets=targets,
-            multiply_adds=cost.per_token,
-            offered_bits=offered_bits,
-        )
-        return self._template(arm, weights, train, data)
-
-    def full(self, *, train: TrainSpec | None = None, variant: str = "") -> ArmTemplate:
-        """The arm of full fine-tuning."""
-        weights = FullSpec(support=self.question.support)
-        params = full_params(self.shape, weights)
-        cost = flops(self.shape, method="full", mean_length=self.base.mean_length)
-        arm = replace(self._arm(params, train, variant), multiply_adds=cost.per_token)
-        return self._template(arm, weights, train)
-
-    def _arm(self, params: int, train: TrainSpec | None, variant: str) -> Arm:
-        train = train or self.question.train
-        return Arm(
-            method="full",
-            params=params,
-            batch_size=train.batch_size,
-            steps=train.steps or 0,
-            width=self.shape.hidden_size,
-            variant=variant,
-        )
-
-    def _template(
-        self, arm: Arm, weights: AdapterSpec | FullSpec, train: TrainSpec | None, data: DataSpec | None = None
-    ) -> ArmTemplate:
-        question = self.question
-        run = RunSpec(
-            task="sft" if question.rl is None else "rl",
-            model=self.model,
-            data=data or question.data,
-            slots=(SlotSpec(name=SLOT, weights=weights, optim=OptimSpec()),),
-            train=replace(train or question.train, num_samples=0),
-            rl=question.rl,
-            hardware=self.hardware,
-        )
-        grid = question.grid
-        if grid.kind == "adaptive" and question.protocol not in NEVER_DROPPED:
-            run = replace(run, train=replace(run.train, drop_dominated=grid.factor))
-        start = grid.full_start if arm.method == "full" else grid.start
-        if start is None:
-            start = slot_rate(run.slots[0], run, self.shape, arm.steps).value
-        return ArmTemplate(arm=arm, run=run, start=start)
-
-
-def _ranks_and_full(build: _Builder) -> list[ArmTemplate]:
+def _ranks_and_full(build: Builder) -> list[ArmTemplate]:
     """The ranks of the question; of a paper grid those that the smallest adapted matrix has room for."""
     ranks = build.question.ranks
     if build.question.grid.kind == "paper":
@@ -203,17 +54,17 @@ def _ranks_and_full(build: _Builder) -> list[ArmTemplate]:
     return [*(build.lora(rank) for rank in ranks), build.full()]
 
 
-def _learning_rate(build: _Builder) -> list[ArmTemplate]:
+def _learning_rate(build: Builder) -> list[ArmTemplate]:
     """Alpha = 32 at every rank, full fine-tuning, and alpha = rank as the positive control of C3."""
     tied = [build.lora(rank, alpha=float(rank), variant="alpha = r") for rank in build.question.ranks if rank != 32]
     return [*_ranks_and_full(build), *tied]
 
 
-def _early(build: _Builder) -> list[ArmTemplate]:
+def _early(build: Builder) -> list[ArmTemplate]:
     return [build.lora(rank) for rank in build.question.ranks]
 
 
-def _batch_size(build: _Builder) -> list[ArmTemplate]:
+def _batch_size(build: Builder) -> list[ArmTemplate]:
     """One epoch at every batch size; and, as control, every batch size for as many steps as the largest takes."""
     question = build.question
     if len(question.batch_sizes) < 2:
@@ -232,7 +83,7 @@ def _batch_size(build: _Builder) -> list[ArmTemplate]:
     return arms
 
 
-def _layers(build: _Builder) -> list[ArmTemplate]:
+def _layers(build: Builder) -> list[ArmTemplate]:
     """Attention-only, MLP-only and both at equal parameters, and attention-only at four times as many.
 
     More of the wrong layers is not expected to help (paper, figure 4).
@@ -243,39 +94,79 @@ def _layers(build: _Builder) -> list[ArmTemplate]:
     return [*arms, build.lora(4 * attention, targets=("attention",)), build.full()]
 
 
-def _rl_layers(build: _Builder) -> list[ArmTemplate]:
+def _rl_layers(build: Builder) -> list[ArmTemplate]:
     return [*_equal_layers(build), build.full()]
 
 
-def _equal_layers(build: _Builder) -> list[ArmTemplate]:
+def _equal_layers(build: Builder) -> list[ArmTemplate]:
     """Attention, MLPs, both; four times the first rank still fits."""
     params = {kind: _params(build, kind, 1) for kind in ("attention", "mlp", "all")}
     ranks = matched_ranks(params, build.question.ranks[0], most=_most_rank(build) // 4)
     return [build.lora(rank, targets=(kind,)) for kind, rank in ranks.items()]
 
 
-def _most_rank(build: _Builder) -> int:
+def _most_rank(build: Builder) -> int:
     """What the smallest adapted matrix has room for."""
     return min(min(matrix.d_in, matrix.d_out) for matrix in select(build.shape, ("all",), unembed=False))
 
 
-def _certify(build: _Builder) -> list[ArmTemplate]:
+def _certify(build: Builder) -> list[ArmTemplate]:
     return [build.lora(build.question.ranks[0]), build.full()]
 
 
-def _ratio(build: _Builder) -> list[ArmTemplate]:
+def _ratio(build: Builder) -> list[ArmTemplate]:
     """Widths come from the question's models; alphas and run lengths cross them."""
     question = build.question
     arms: list[ArmTemplate] = []
-    for steps in question.run_lengths or (question.train.steps or 1,):
-        train = replace(question.train, steps=steps)
+    for train in _lengths(question):
         rank = question.ranks[0]
         arms += [build.lora(rank, alpha=alpha, train=train) for alpha in question.alphas]
         arms.append(build.full(train=train))
     return arms
 
 
-def _capacity(build: _Builder) -> list[ArmTemplate]:
+def _lengths(question: QuestionSpec) -> list[TrainSpec]:
+    return [replace(question.train, steps=steps) for steps in question.run_lengths or (question.train.steps or 1,)]
+
+
+def _fidelity(build: Builder) -> list[ArmTemplate]:
+    """Every rank and full fine-tuning in faithful and in usual arithmetic; what trains faithfully is measured in all.
+
+    Forward fidelity is about given masters, and the faithful arm's are those that anybody wants. Full fine-tuning
+    starts on bf16's grid, where published weights lie and where adapters have their base.
+    """
+    if build.hardware.dtype == "fp32":
+        raise SpecError("fidelity: is about what bf16 swallows, and fp32 swallows nothing; give --dtype bf16")
+    lengths = _lengths(build.question)
+    longest = max(train.steps or 1 for train in lengths)
+    for step in build.question.train.fidelity_at:
+        if not 1 <= step <= longest:
+            raise SpecError(f"fidelity: train.fidelity_at: no run has a step {step}; give steps from 1 to {longest}")
+    arms: list[ArmTemplate] = []
+    for asked in lengths:
+        steps = asked.steps or 1
+        at = tuple(step for step in asked.fidelity_at if step <= steps) or fidelity_steps(steps)
+        measured, usual = replace(asked, fidelity_at=at), replace(asked, fidelity_at=())
+        for rank in build.question.ranks:
+            arms.append(build.lora(rank, train=measured))
+            arms.append(build.lora(rank, train=usual, variant=ADD, arithmetic="add"))
+        arms.append(build.full(train=measured, start="bf16"))
+        arms.append(build.full(train=usual, variant=NEAREST, rounding="nearest", start="bf16"))
+    return arms
+
+
+def fidelity_steps(steps: int) -> tuple[int, ...]:
+    """Half a decade apart, and the last.
+
+    >>> fidelity_steps(8), fidelity_steps(100)
+    ((1, 3, 8), (1, 3, 10, 30, 100))
+    """
+    decades = range(len(str(steps)))
+    early = (factor * 10**decade for decade in decades for factor in (1, 3))
+    return (*(step for step in early if step < steps), steps)
+
+
+def _capacity(build: Builder) -> list[ArmTemplate]:
     """Every rank on data sets of several sizes, each seen `train.epochs` times: how many bits does it hold?"""
     question = build.question
     if not question.loads or question.bits_per_example <= 0:
@@ -308,7 +199,7 @@ CAPACITY_HELD_OUT = 4
 """Examples of each held-out split: nobody can guess them, so their loss says nothing and few will do."""
 
 
-def _invariance(build: _Builder) -> list[ArmTemplate]:
+def _invariance(build: Builder) -> list[ArmTemplate]:
     """One run, and the runs that (p, q) make of it: with eps 0, with corrected eps and decay, and uncorrected."""
     exact, usual = OptimSpec(eps=0.0), OptimSpec(eps=INVARIANCE_EPS, weight_decay=INVARIANCE_DECAY)
     arms = [
@@ -331,7 +222,7 @@ def _invariance(build: _Builder) -> list[ArmTemplate]:
     return arms
 
 
-def _transformed(build: _Builder, p: float, q: float, optim: OptimSpec, kind: str) -> ArmTemplate:
+def _transformed(build: Builder, p: float, q: float, optim: OptimSpec, kind: str) -> ArmTemplate:
     """The first rank with alpha / (p q), A p times as large, and the rates of A and B times p and q."""
     alpha = build.question.alphas[0] / (p * q)
     template = build.lora(build.question.ranks[0], alpha=alpha, variant=f"p {p:g}, q {q:g}, {kind}")
@@ -347,16 +238,16 @@ INVARIANCE_EPS, INVARIANCE_DECAY = 1e-8, 0.01
 """Usual settings, which matter: uncorrected, the trajectory must differ."""
 
 
-def _dynamics(build: _Builder) -> list[ArmTemplate]:
+def _dynamics(build: Builder) -> list[ArmTemplate]:
     train = replace(build.question.train, dynamics=True)
     return [build.lora(rank, train=train) for rank in build.question.ranks]
 
 
-def _params(build: _Builder, kind: str, rank: int) -> int:
+def _params(build: Builder, kind: str, rank: int) -> int:
     return sum(matrix.adapter_params(rank) for matrix in select(build.shape, (kind,), unembed=False))
 
 
-PROTOCOLS: dict[str, Callable[[_Builder], list[ArmTemplate]]] = {
+PROTOCOLS: dict[str, Callable[[Builder], list[ArmTemplate]]] = {
     "rank": _ranks_and_full,
     "learning-rate": _learning_rate,
     "batch-size": _batch_size,
@@ -364,6 +255,7 @@ PROTOCOLS: dict[str, Callable[[_Builder], list[ArmTemplate]]] = {
     "early": _early,
     "certify": _certify,
     "ratio": _ratio,
+    "fidelity": _fidelity,
     "capacity": _capacity,
     "cost": _ranks_and_full,
     "invariance": _invariance,

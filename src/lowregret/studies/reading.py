@@ -38,6 +38,7 @@ def outcomes_of(study: StudyDirectory, question: int) -> tuple[Outcome, ...]:
                 diverged=record.diverged or record.stopped,
                 stopped=record.stopped,
                 dynamics=record.dynamics,
+                fidelity=record.fidelity,
                 seconds=record.seconds or None,
                 multiply_adds=planned.arm.multiply_adds * planned.arm.steps or None,
                 offered_bits=planned.arm.offered_bits or None,

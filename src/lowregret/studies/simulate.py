@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from lowregret.specs import QuestionSpec
 from lowregret.store.study import Dynamics
 from lowregret.studies.claims import CLAIMS, CLAIMS_OF
-from lowregret.studies.designs import RL_CLAIMS, THIRD_DECADE, Design, arms_of, around
+from lowregret.studies.designs import BF16_CLAIMS, RL_CLAIMS, THIRD_DECADE, Design, arms_of, around
 from lowregret.studies.margins import Margins
 from lowregret.studies.outcome import Arm, Outcome
+from lowregret.studies.simulate_fidelity import measured, shared_grids
 from lowregret.studies.simulate_rl import simulate_rl
 from lowregret.studies.students_t import Floats
-from lowregret.studies.truth import START_LOSS, Noise, RateTruth, Truth
+from lowregret.studies.truth import START_LOSS, Noise, RateTruth, SwallowedTruth, Truth
 from lowregret.studies.truth_rl import RLTruth
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "RLTruth",
     "RateTruth",
     "SimulatedStudy",
+    "SwallowedTruth",
     "Truth",
     "VerdictRates",
     "power",
@@ -94,6 +96,8 @@ def draw(claim: str, truth: Truth, design: Design, seeds: Sequence[int], rng: np
     if claim in RL_CLAIMS:
         grids = {arm: around(truth.rates.best(arm), design.rates, rng, factor=THIRD_DECADE) for arm in arms}
         return simulate_rl(grids, seeds, truth, rng)
+    if claim in BF16_CLAIMS:
+        return measured(simulate(shared_grids(arms, design, truth, rng), seeds, truth, rng), truth, rng)
     cells = {arm: around(truth.rates.best(arm), design.rates, rng) for arm in arms}
     if claim != "C6b":
         return simulate(cells, seeds, truth, rng, evaluations=10 if claim == "C6" else 1)
@@ -254,6 +258,17 @@ SCENARIOS: Mapping[str, Mapping[str, Truth]] = {
         "0.6 decades narrower": Truth(rl=RLTruth(plateau=0.9, plateau_gain=-0.6)),
     },
     "C11": {"B passes A, kernels align": Truth(), "B stays below A": Truth(norm_ratio=-0.5)},
+    "C13": {
+        "swallowed as measured": Truth(),
+        "all acts": Truth(swallowed=SwallowedTruth(lora=1.0, full=1.0)),
+    },
+    "C13b": {
+        "0.8 of the drop": Truth(),
+        "the whole drop": Truth(swallowed=SwallowedTruth(trajectory=1.0)),
+    },
+    "C13c": {"0.3 decades higher": Truth(rates=RateTruth(lora_shift=0.3)), "unmoved": Truth()},
+    "C13d": {"0.3 decades higher": Truth(rates=RateTruth(full_shift=0.3)), "unmoved": Truth()},
+    "C13e": {"unmoved": Truth(), "0.3 decades lower": Truth(rates=RateTruth(full_shift=0.3))},
     "certify": {"regret 0": Truth(), "regret 0.002": Truth(regret=0.002), "regret 0.01": Truth(regret=0.01)},
 }
 """Truths that a table of power shows, by claim: such as science.md expects, and such as would refute it."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from lowregret.studies.claims.c3_rank_free_rate import TIED
 from lowregret.studies.claims.c8_batch import EQUAL_STEPS
 from lowregret.studies.outcome import Arm
 from lowregret.studies.students_t import Floats
+from lowregret.studies.swallowing import ADD, NEAREST, USUAL
 from lowregret.studies.truth_rl import RLTruth
 
 REFERENCE_RANK, REFERENCE_WIDTH, REFERENCE_STEPS, REFERENCE_BATCH = 16, 128, 1000, 8
@@ -52,9 +53,16 @@ class RateTruth:
     """Share by which a rate one e-fold too high costs more, and one too low less, than the quadratic."""
     diverges: float = 30.0
     """Times LR*."""
+    lora_shift: float = 0.0
+    """Decades by which LoRA's LR* is higher in usual bf16 arithmetic."""
+    full_shift: float = 0.0
+    """The same of FullFT."""
 
     def best(self, arm: Arm) -> float:
         """LR* of an arm."""
+        shift = {ADD: self.lora_shift, NEAREST: self.full_shift}.get(arm.variant, 0.0)
+        if shift:
+            return 10**shift * self.best(replace(arm, variant=""))
         if arm.method == "full":
             return self.full
         tied = arm.variant == TIED
@@ -88,6 +96,28 @@ class Noise:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SwallowedTruth:
+    """What bf16 arithmetic does to updates; the defaults are about what was measured on SmolLM2-135M (science.md).
+
+    >>> SwallowedTruth().lora
+    0.44
+    """
+
+    lora: float = 0.44
+    """Forward fidelity of the usual addition."""
+    full: float = 0.1
+    """Of copies to nearest."""
+    faithful: float = 1.0
+    """Of one accumulator and of stochastic copies."""
+    trajectory: float = 0.8
+    """The usual arm's share of the faithful arm's loss drop at the end, each at its LR*."""
+    seeds: float = 0.02
+    """Standard deviation of a forward fidelity over seeds."""
+    sequences: float = 0.01
+    """Standard error that the held-out sequences leave in all seeds alike."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Truth:
     """Everything that a simulated study is drawn from.
 
@@ -99,6 +129,7 @@ class Truth:
     noise: Noise = field(default_factory=Noise)
     rl: RLTruth = field(default_factory=RLTruth)
     """Of studies of reinforcement, which read the gaps below as accuracies."""
+    swallowed: SwallowedTruth = field(default_factory=SwallowedTruth)
     regret: float = 0.0
     """Floor of LoRA minus FullFT's, nats a token."""
     attention_gap: float = 0.0
@@ -127,6 +158,9 @@ class Truth:
 
     def floor(self, arm: Arm, largest_batch: int) -> float:
         """Final loss at LR*; arms at equal steps meet the others at the largest batch, where they are the same."""
+        if arm.variant == USUAL[arm.method]:
+            faithful = self.floor(replace(arm, variant=""), largest_batch)
+            return START_LOSS - self.swallowed.trajectory * (START_LOSS - faithful)
         if arm.method == "full":
             return FLOOR
         further = self.interaction * math.log2((arm.rank or 1) / REFERENCE_RANK)

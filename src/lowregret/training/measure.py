@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
+
+from lowregret.specs.fidelity import FidelityVerdict, fidelity_verdict
 
 RESAMPLES = 2000
 """Bootstrap resamples; the ends of a 95 % interval then move by about 3 % of its width between seeds."""
@@ -28,13 +29,9 @@ class Fidelity:
     """Nats per completion token that the update gains in fp32; the scale of the whole question."""
 
     @property
-    def verdict(self) -> Literal["passes", "fails", "not resolved"]:
-        """The rule of science.md: contains 1 with a lower end of at least 0.95, or an estimate within 0.98 to 1.02;
-        an interval wider than 0.1 that contains 1 is not resolved: take more held-out tokens."""
-        contains_one = self.low <= 1.0 <= self.high
-        if (contains_one and self.low >= 0.95) or 0.98 <= self.estimate <= 1.02:
-            return "passes"
-        return "not resolved" if contains_one and self.high - self.low > 0.1 else "fails"
+    def verdict(self) -> FidelityVerdict:
+        """By the rule of science.md."""
+        return fidelity_verdict(self.estimate, self.low, self.high)
 
 
 def forward_fidelity(

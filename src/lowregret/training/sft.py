@@ -29,6 +29,7 @@ from lowregret.training.adapters_out import write_adapters
 from lowregret.training.dominated import dominated_slots
 from lowregret.training.dynamics import dynamics_rows
 from lowregret.training.evaluate import BASE, HeldOut, evaluate, evaluation_steps
+from lowregret.training.fidelity import FidelityMeter
 from lowregret.training.memory import peak_memory_bytes
 from lowregret.training.metrics import Meter
 from lowregret.training.optimizer import schedule_factor
@@ -109,6 +110,8 @@ def train(
             if state.step in due:
                 job.evaluate(state)
                 job.drop_dominated(state)
+            if state.step in plan.spec.train.fidelity_at:
+                job.measure_fidelity(state)
             last = state.step == plan.steps or not state.live
             if last or stop.requested or state.step % plan.spec.train.checkpoint_every == 0:
                 checkpoint.keep(run, state)
@@ -139,6 +142,9 @@ class _Job:
         self.orders = {seed: ExampleOrder(len(data.train), seed) for seed in seeds}
         self.held_out = {"validation": examples_of(data.validation), "test": examples_of(data.test)}
         self.held_out |= {name: examples_of(store) for name, store in also_eval.items()}
+        self.fidelity: FidelityMeter | None = None
+        if plan.spec.train.fidelity_at:
+            self.fidelity = FidelityMeter(model, self.held_out["validation"], plan.tokens_per_microbatch)
 
     def step(self, state: RunState) -> dict[str, SlotStep]:
         """One optimizer step of every live slot."""
@@ -216,6 +222,12 @@ class _Job:
                 if isinstance(lane.trainable, AdapterBank):
                     self.run.append_dynamics(dynamics_rows(lane.model, self.held_out["validation"], state.step))
         self.meter.add_evaluation(time.monotonic() - started)
+
+    def measure_fidelity(self, state: RunState) -> None:
+        """How much of each live slot's update every bf16 arithmetic lets act; training is not touched by it."""
+        assert self.fidelity is not None
+        for lane in state.lanes:
+            self.run.append_fidelity(self.fidelity.rows(lane, state.step))
 
     def drop_dominated(self, state: RunState) -> None:
         """Retire the slots that the sweep can do without."""

@@ -14,7 +14,7 @@ import torch
 from lowregret.adapters.bank import AdapterBank
 from lowregret.adapters.full import FullParameters
 from lowregret.models.causal_lm import CausalLM
-from lowregret.models.load import DTYPES, cast_parameters, load_module, with_bank, with_full
+from lowregret.models.load import DTYPES, cast_parameters, load_module, load_start, with_bank, with_full
 from lowregret.models.locate import ModelFolder
 from lowregret.specs import AdapterSpec, FullSpec, ResolvedPlan, SlotSpec
 from lowregret.training.optimizer import AdamW
@@ -101,8 +101,8 @@ def _full_lane(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Lane:
-    """Masters come from the file's own precision, not from a rounded copy."""
-    module = load_module(folder, dtype=torch.float32, device=device)
+    """Masters come from the file's own precision, not from a rounded copy, unless the spec asks for one."""
+    module = load_start(folder, weights, device=device)
     masters = {name: p.detach() for name, p in module.named_parameters()} if dtype == torch.bfloat16 else None
     model, full = with_full(cast_parameters(module, dtype), weights, slot=slot.name, masters=masters)
     model.use_activation_checkpointing(plan.spec.hardware.activation_checkpointing)

@@ -20,6 +20,9 @@ from lowregret.studies.claims.c9b_steps import c9b
 from lowregret.studies.claims.c10_plateau import c10
 from lowregret.studies.claims.c11_dynamics import c11
 from lowregret.studies.claims.c12_cost import c12
+from lowregret.studies.claims.c13_swallowed import c13
+from lowregret.studies.claims.c13b_trajectory import c13b
+from lowregret.studies.claims.c13c_rates import c13c, c13d, c13e
 from lowregret.studies.claims.certify import certify
 from lowregret.studies.finding import Finding
 from lowregret.studies.margins import Margins
@@ -27,7 +30,8 @@ from lowregret.studies.outcome import Outcome
 
 __all__ = [
     "CLAIMS", "CLAIMS_OF", "Claim", "Transformed",
-    "c1", "c10", "c11", "c12", "c2", "c3", "c4", "c5", "c6", "c6b", "c7", "c7_rl", "c8", "c9", "c9b", "certify",
+    "c1", "c10", "c11", "c12", "c13", "c13b", "c13c", "c13d", "c13e",
+    "c2", "c3", "c4", "c5", "c6", "c6b", "c7", "c7_rl", "c8", "c9", "c9b", "certify",
 ]  # fmt: skip
 
 
@@ -39,7 +43,8 @@ class Claim(Protocol):
 
 CLAIMS: Mapping[str, Claim] = {
     "C2": c2, "C3": c3, "C4": c4, "C5": c5, "C6": c6, "C6b": c6b, "C7": c7, "C7rl": c7_rl, "C8": c8,
-    "C9": c9, "C9b": c9b, "C10": c10, "C11": c11, "certify": certify,
+    "C9": c9, "C9b": c9b, "C10": c10, "C11": c11, "C13": c13, "C13b": c13b, "C13c": c13c, "C13d": c13d, "C13e": c13e,
+    "certify": certify,
 }  # fmt: skip
 """Those that are tested over seeds, by id; C1 and C12 are exact."""
 
@@ -53,6 +58,7 @@ CLAIMS_OF: Mapping[str, tuple[str, ...]] = {
     "certify": ("certify",),
     "ratio": ("C4", "C5"),
     "dynamics": ("C11",),
+    "fidelity": ("C13", "C13b", "C13c", "C13d", "C13e"),
     "rl": ("C9", "C9b", "C10"),
     "rl-layers": ("C7rl",),
 }

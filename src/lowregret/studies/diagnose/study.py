@@ -15,6 +15,7 @@ from lowregret.studies.margins import Margins
 from lowregret.studies.outcome import Outcome
 from lowregret.studies.reading import outcomes_of
 from lowregret.studies.surface import Refused, Surface, surfaces
+from lowregret.studies.swallowing import NEAREST
 
 OF_BANKS = (
     "overfitted",
@@ -122,12 +123,14 @@ def _diverged(lost: list[Outcome], surface: Surface, where: str) -> Symptom:
 def _banks(study: StudyDirectory) -> list[Diagnosis]:
     """The rules that hold for runs of a study, with cells called by their arm and rate."""
     names = {cell.cell: f"{cell.arm.label} at {cell.lr:.2g}, seed {cell.seed}" for cell in study.plan.cells}
+    on_purpose = {("update-swallowed", cell.cell) for cell in study.plan.cells if cell.arm.variant == NEAREST}
     rules = tuple(rule for rule in RULES if rule.name in OF_BANKS)
     found: list[Diagnosis] = []
     for bank in study.plan.banks:
         folder = study.bank_folder(bank.bank)
         if (folder / "spec.toml").is_file():
             diagnosis = diagnose_run(view_of(RunDirectory.open(folder)), rules)
-            named = tuple(replace(s, where=names.get(s.where, s.where)) for s in diagnosis.symptoms)
+            symptoms = [s for s in diagnosis.symptoms if (s.rule, s.where) not in on_purpose]
+            named = tuple(replace(s, where=names.get(s.where, s.where)) for s in symptoms)
             found.append(replace(diagnosis, symptoms=named))
     return found
