@@ -30,7 +30,7 @@ from lowregret.training.step import train_step
 from tiny import examples, optimizers
 from tiny_folder import tiny_model_folder
 
-DOCUMENTS = examples(128, seed=1, shortest=16, longest=24)
+DOCUMENTS = examples(384, seed=1, shortest=16, longest=24)
 TOKENS = [document.num_completion_tokens for document in DOCUMENTS]
 BUDGET = 4096
 CPU = torch.device("cpu")

@@ -26,6 +26,7 @@ from lowregret.adapters.grouped import (
 )
 from lowregret.adapters.routing import Routing, Span
 from lowregret.adapters.stacked import accumulate_stacked_gradients, runs_of, stacked_linear, stacked_linear_backward
+from lowregret.kernels.products import WIDENED_ELEMENTS, widens
 
 
 class RoutingCell:
@@ -62,8 +63,17 @@ class AdaptedLinear(nn.Module):
 
     @property
     def stacks(self) -> bool:
-        """Whether the format is fine enough for the adapter's part to be added to the base's (`stacked`)."""
-        return self.weight.dtype in (torch.float32, torch.float64)
+        """Whether the adapters' part may be added to the base's product (`stacked`): in formats that round to nothing
+        coarser than the accumulator."""
+        return self.working.folded is None and self.weight.dtype in (torch.float32, torch.float64)
+
+    @property
+    def stacks_wide(self) -> bool:
+        """Whether it is bf16 that is multiplied in fp32 anyway (`products.widens`): there the parts are added in fp32
+        and rounded once, which is the one accumulator, without a copy of W for each slot. Not for the arithmetics that
+        round in between, nor where an fp32 copy of W would be large."""
+        usual = any(at.arithmetic != "accumulator" for at in self.columns.values())
+        return not usual and self.weight.numel() <= WIDENED_ELEMENTS and widens(self.weight)
 
     def reserve(self, columns: dict[str, Columns]) -> None:
         """Make room for these adapter columns; all adapter entries become zero until `write` fills them."""
@@ -109,10 +119,14 @@ class AdaptedLinear(nn.Module):
         """
         spans = self.cell.current().spans_of(x_TD.shape[0])
         working, columns = self.working, self.columns
-        if working.folded is not None:
-            y_TF, us = grouped_linear(x_TD, working.folded, spans, columns, self.out_features, room)
-        elif self.stacks:
+        if self.stacks_wide:
+            matrices = (self.weight.float(), working.down.float(), working.up.float())
+            y_TF, us = stacked_linear(x_TD.float(), *matrices, runs_of(spans, columns))
+            return y_TF.to(x_TD.dtype), Kept(spans=spans, us=us)
+        if self.stacks:
             y_TF, us = stacked_linear(x_TD, self.weight, working.down, working.up, runs_of(spans, columns))
+        elif working.folded is not None:
+            y_TF, us = grouped_linear(x_TD, working.folded, spans, columns, self.out_features, room)
         else:
             y_TF, us = separate_linear(x_TD, self.weight, working.down, working.up, spans, columns)
         return y_TF, Kept(spans=spans, us=us)
@@ -120,11 +134,13 @@ class AdaptedLinear(nn.Module):
     def pull_back(self, x_TD: Tensor, dy_TF: Tensor, kept: Kept, room: Tensor | None = None) -> Tensor:
         """Gradient of the input, [T, D]; adds to the slots' gradients."""
         working, columns, gradients, us = self.working, self.columns, self.gradients, kept.us
-        if working.folded is None and self.stacks:
-            runs = runs_of(kept.spans, columns)
-            dx_TD, dus = stacked_linear_backward(dy_TF, self.weight, working.down, working.up, runs)
-            accumulate_stacked_gradients(x_TD, dy_TF, us, dus, runs, columns, gradients)
-            return dx_TD
+        if self.stacks or self.stacks_wide:
+            wide = torch.promote_types(x_TD.dtype, torch.float32)
+            x, dy, runs = x_TD.to(wide), dy_TF.to(wide), runs_of(kept.spans, columns)
+            matrices = (self.weight.to(wide), working.down.to(wide), working.up.to(wide))
+            dx_TD, dus = stacked_linear_backward(dy, *matrices, runs)
+            accumulate_stacked_gradients(x, dy, us, dus, runs, columns, gradients)
+            return dx_TD.to(x_TD.dtype)
         if working.folded is not None:
             dx_TD, dus = grouped_linear_backward(dy_TF, working.folded, kept.spans, columns, self.in_features, room)
         else:
