@@ -20,7 +20,8 @@ from typing import Any
 
 from beside.envelope import Answer, write_result
 from beside.formats import best
-from beside.ours import bank_on, examples_of, optimizer_of, training_job
+from beside.ours import bank_on, examples_of, optimizer_of, tokens_of, training_job
+from beside.sft import speeds
 from beside.turns import give, in_process_of_its_own, median, need, parse, parser_of, peak_mib, take_turns
 
 SHORT = {"steps": 4, "rounds": 2}
@@ -58,13 +59,14 @@ def main() -> None:
         turns = take_turns("bank", ARMS, arguments.rounds, act, describe)
     found = {
         arm: {
+            "tokens_per_second": median(speed for turn in own for speed in speeds(turn)),
             "seconds_a_step": median(seconds for turn in own for seconds in turn["seconds"][1:]),
             "peak_mib": median(turn["peak_mib"] for turn in own),
         }
         for arm, own in turns.items()
     }
     said = {arm: f"{name}, {fastest['ours']}" for arm, name in words(arguments.slots).items()}
-    steps = {arm: found[arm]["seconds_a_step"] for arm in ARMS}
+    paces = {arm: found[arm]["tokens_per_second"] for arm in ARMS}
     peaks = {arm: found[arm]["peak_mib"] for arm in ARMS}
     result = write_result(
         "bank",
@@ -81,17 +83,15 @@ def main() -> None:
         medians=found,
         answers={
             "bank8_step": Answer(
-                ours=steps["together"],
-                peer=steps["in-turn"],
-                ratio=steps["in-turn"] / steps["together"],
-                unit="s a step of all",
+                ours=paces["together"],
+                peer=paces["in-turn"],
+                unit="real tokens/s",
                 ours_was=said["together"],
                 peer_was=said["in-turn"],
             ),
             "bank8_memory": Answer(
                 ours=peaks["together"],
                 peer=peaks["one"],
-                ratio=peaks["together"] / peaks["one"],
                 unit="MiB",
                 ours_was=said["together"],
                 peer_was=said["one"],
@@ -140,7 +140,7 @@ def run_arm(arm: str, job: dict[str, Any]) -> dict[str, Any]:
         seconds, losses = train(job, slots[:1], range(1), [{slots[0]: step} for step in by_step])
     else:
         seconds, losses = runs_in_turn(job, slots, by_step)
-    return {"seconds": seconds, "losses": losses, "peak_mib": peak_mib()}
+    return {"seconds": seconds, "tokens": tokens_of(job), "losses": losses, "peak_mib": peak_mib()}
 
 
 def train(

@@ -69,7 +69,6 @@ def main() -> None:
             "gemm_share": Answer(
                 ours=products,
                 peer=step,
-                ratio=products / step,
                 unit="s a step",
                 ours_was=f"its products alone, {number_format}",
                 peer_was=f"a step of lowregret, {number_format}",

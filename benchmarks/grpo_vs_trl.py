@@ -81,7 +81,6 @@ def main() -> None:
             "grpo_step": Answer(
                 ours=speeds[ours],
                 peer=speeds[peer],
-                ratio=speeds[ours] / speeds[peer],
                 unit="tokens of completions/s",
                 ours_was=f"lowregret, {FORMATS[ours.split('-')[1]]}",
                 peer_was=f"TRL GRPOTrainer + PEFT, {FORMATS[peer.split('-')[1]]}, micro-batch {peer.split('-')[2]}",

@@ -59,7 +59,6 @@ def main() -> None:
             "lora_full_step": Answer(
                 ours=ours,
                 peer=peer,
-                ratio=ours / peer,
                 unit="s a step",
                 ours_was=f"LoRA: {spoken(lora)}",
                 peer_was=f"FullFT: {spoken(full)}",

@@ -118,7 +118,6 @@ def answers(
         return Answer(
             ours=speeds[0],
             peer=speeds[1],
-            ratio=speeds[0] / speeds[1],
             unit="tokens/s",
             ours_was=f"lowregret{ours.removeprefix('ours')}, {formats['ours']}",
             peer_was=f"{best.replace('ours', 'lowregret').replace('peft', 'generate + PEFT')}, {formats[side]}",

@@ -42,18 +42,22 @@ PRIVATE = ("child", "job", "results", "smoke", "short")
 class Answer:
     """What a question's row in the summary holds.
 
-    >>> Answer(ours=400.0, peer=100.0, ratio=4.0, unit="tokens/s", ours_was="fp32", peer_was="TRL, fp32").ratio
+    >>> Answer(ours=400.0, peer=100.0, unit="tokens/s", ours_was="fp32", peer_was="TRL, fp32").ratio
     4.0
     """
 
     ours: float
     peer: float
-    ratio: float
-    """In the direction of the goal: of speeds ours / peer, of memories ours / peer."""
     unit: str
+    """Chosen so that ours / peer is what the goal is about: speeds where more is better, else times and memories."""
     ours_was: str
     """Contender and number format."""
     peer_was: str
+
+    @property
+    def ratio(self) -> float:
+        """Ours over the peer."""
+        return self.ours / self.peer
 
 
 def write_result(
@@ -67,6 +71,7 @@ def write_result(
     checks: Mapping[str, Any],
     raw: Any,
     started: float,
+    accelerator: str | None = None,
 ) -> dict[str, Any]:
     """Put what was found into its envelope and write `NAME.json` to the folder of results.
 
@@ -76,6 +81,7 @@ def write_result(
         medians: by contender, then by quantity with its unit in its name.
         checks: correctness beside the measurement.
         started: `time.perf_counter()` when the script began.
+        accelerator: name of the card, where one computed.
     """
     result: dict[str, Any] = {
         "question": question,
@@ -83,11 +89,11 @@ def write_result(
         "setting": settings_of(arguments),
         "rows": [dict(row) for row in rows],
         "medians": {contender: dict(own) for contender, own in medians.items()},
-        "answers": {key: asdict(answer) for key, answer in answers.items()},
+        "answers": {key: {**asdict(answer), "ratio": answer.ratio} for key, answer in answers.items()},
         "checks": dict(checks),
         "raw": raw,
         "versions": versions(),
-        "device": device(threads=arguments.threads),
+        "device": device(threads=arguments.threads) | ({"accelerator": accelerator} if accelerator else {}),
         "commit": commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(time.perf_counter() - started, 1),

@@ -156,7 +156,6 @@ def answer(found: dict[str, dict[str, float]], ours: str, peer: str, quantity: s
     return Answer(
         ours=found[ours][quantity],
         peer=found[peer][quantity],
-        ratio=found[ours][quantity] / found[peer][quantity],
         unit=unit,
         ours_was=spoken(ours),
         peer_was=spoken(peer),
