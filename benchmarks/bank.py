@@ -24,7 +24,7 @@ from beside.ours import bank_on, examples_of, optimizer_of, tokens_of, training_
 from beside.sft import speeds
 from beside.turns import give, in_process_of_its_own, median, need, parse, parser_of, peak_mib, take_turns
 
-SHORT = {"steps": 4, "rounds": 2}
+SHORT = {"steps": 6, "rounds": 1}
 ARMS = ("together", "in-turn", "one")
 LR = 3e-4
 

@@ -3,7 +3,7 @@
     python benchmarks/formats.py --data gsm8k/train.jsonl
 
 Ours in fp32 and bf16, TRL in fp32, with autocast to bf16 and with bf16 weights; an adapter, and (without --short) all
-weights. Two short documents a step: only the order counts. A format that takes more than two and a half times as long
+weights. Two short documents a step: only the order counts. A format that takes more than twice as long
 as the side's best so far is stopped and listed as such.
 """
 

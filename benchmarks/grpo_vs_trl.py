@@ -33,7 +33,7 @@ from beside.ours import ALPHA, RANK, SLOT, bank_on, optimizer_of, write_start
 from beside.trl_sft import FORMATS
 from beside.turns import TooSlow, give, in_process_of_its_own, median, need, parse, parser_of, peak_mib, say, take_turns
 
-SHORT = {"prompts": 2, "group": 4, "new_tokens": 24, "steps": 4, "rounds": 2, "race": 0}
+SHORT = {"prompts": 2, "group": 4, "new_tokens": 16, "steps": 6, "rounds": 1, "race": 0}
 MICRO_BATCH = 8
 LR = 1e-6
 """The rate is so low that no step changes how long the next one's completions are."""

@@ -21,7 +21,7 @@ from beside.ours import RANK
 from beside.sft import Sft, medians, rows, run_child, spoken
 from beside.turns import need, parse, parser_of
 
-SHORT = {"batch_size": 4, "steps": 4, "rounds": 2}
+SHORT = {"batch_size": 2, "steps": 4, "rounds": 2}
 
 
 def main() -> None:

@@ -24,7 +24,8 @@ from beside.envelope import Answer, write_result
 from beside.ours import base_module, randomise_b
 from beside.turns import median, need, parse, parser_of, say, take_turns
 
-SHORT = {"new_tokens": 16, "all_arms": 0, "raced_tokens": 4}
+SHORT = {"new_tokens": 8, "prompt_tokens": 16, "all_arms": 0, "raced_tokens": 4}
+RACED_ROWS = 4
 RANK, ALPHA = 16, 32.0
 NUM_ADAPTERS, ROWS_EACH = 8, 2
 WARM_UP_TOKENS = 4
@@ -40,6 +41,7 @@ def main() -> None:
     parser = parser_of(__doc__, data="reasoning-gym:gsm_symbolic", short=SHORT)
     parser.add_argument("--batches", default="16,64", help="rows side by side with one adapter (16,64)")
     parser.add_argument("--new-tokens", type=int, default=128, help="of every row (128)")
+    parser.add_argument("--prompt-tokens", type=int, default=0, help="keep only the last of each prompt (0: all)")
     parser.add_argument("--repeats", type=int, default=5, help="rounds (5)")
     parser.add_argument("--checked", type=int, default=4, help="prompts whose tokens are compared in fp32 (4)")
     parser.add_argument("--all-arms", type=int, default=1, help="also the peer's static cache, and merged weights (1)")
@@ -54,7 +56,7 @@ def main() -> None:
     path, prompts = prompts_of(arguments, max(*batches, NUM_ADAPTERS * ROWS_EACH, arguments.checked))
     with tempfile.TemporaryDirectory() as scratch:
         race = {
-            number_format: raced(path, number_format, prompts[: NUM_ADAPTERS * ROWS_EACH], arguments, Path(scratch))
+            number_format: raced(path, number_format, prompts[:RACED_ROWS], arguments, Path(scratch))
             for number_format in FORMATS
         }
         formats = {side: max(FORMATS, key=lambda f: race[f][side]) for side in ("ours", "peft")}
@@ -67,7 +69,7 @@ def main() -> None:
             arms = one_adapter(sides, prompts[:size], static=bool(arguments.all_arms))
             measured[f"one adapter, {size} rows"] = in_turn(arms, size, arguments)
         rows = NUM_ADAPTERS * ROWS_EACH
-        arms = many_adapters(sides, prompts[:rows])
+        arms = many_adapters(sides, prompts[:rows], mixed=bool(arguments.all_arms))
         measured[f"{NUM_ADAPTERS} adapters, {rows} rows"] = in_turn(arms, rows, arguments)
     medians = {
         f"{setting}: {name}": {
@@ -142,7 +144,8 @@ def prompts_of(arguments: argparse.Namespace, number: int) -> tuple[Path, list[t
     rl = RLSpec(rewards=(RewardSpec(source="exact"),), sampling=sampling)
     spec = DataSpec(source=arguments.data, limit=4 * number)
     problems = load_problems(spec, rl, TextTokenizer.from_folder(folder.path)).train
-    return folder.path, [problem.tokens for problem in problems[:number]]
+    # The last tokens of a prompt are all of them where none are asked for: [-0:] is everything.
+    return folder.path, [problem.tokens[-arguments.prompt_tokens :] for problem in problems[:number]]
 
 
 class Sides:
@@ -227,8 +230,8 @@ def one_adapter(sides: Sides, prompts: list[tuple[int, ...]], *, static: bool = 
     return arms
 
 
-def many_adapters(sides: Sides, prompts: list[tuple[int, ...]]) -> dict[str, Arm]:
-    """Two rows of each adapter."""
+def many_adapters(sides: Sides, prompts: list[tuple[int, ...]], *, mixed: bool) -> dict[str, Arm]:
+    """Two rows of each adapter; `mixed` adds the peer's own way of many adapters in one batch."""
     owned = [(slot, prompts[k * ROWS_EACH : (k + 1) * ROWS_EACH]) for k, slot in enumerate(sides.slots)]
     pairs = [(slot, prompt) for slot, own in owned for prompt in own]
 
@@ -246,14 +249,15 @@ def many_adapters(sides: Sides, prompts: list[tuple[int, ...]]) -> dict[str, Arm
             made += generated(sides.peft, own, number)
         return made
 
-    return {
+    arms: dict[str, Arm] = {
         "ours, one batch": lambda number: sampled(sides.bank, pairs, number),
         "ours, in turn": ours_in_turn,
-        "peft, one batch": lambda number: generated(
-            sides.peft, prompts, number, adapter_names=[slot for slot, _ in pairs]
-        ),
         "peft, in turn": peft_in_turn,
     }
+    if mixed:
+        names = [slot for slot, _ in pairs]
+        arms["peft, one batch"] = lambda number: generated(sides.peft, prompts, number, adapter_names=names)
+    return arms
 
 
 def sampled(model: Any, pairs: list[tuple[str, tuple[int, ...]]], number: int) -> list[list[int]]:

@@ -25,7 +25,7 @@ from beside.ours import training_job
 from beside.trl_sft import FORMATS, trainer_of
 from beside.turns import give, in_process_of_its_own, median, parse, parser_of, peak_mib, say, take_turns
 
-SHORT = {"peer_runs": 2, "steps": 3, "batch_size": 2}
+SHORT = {"peer_runs": 2, "steps": 2, "batch_size": 2, "held_out": 2}
 RANKS = (4, 8, 16, 32)
 RATES = (1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3, 3.2e-3)
 CELLS = len(RANKS) * len(RATES)

@@ -107,7 +107,7 @@ def write_result(
 
 def settings_of(arguments: Any) -> dict[str, Any]:
     """The command line as plain values; where a file lay on one machine says nothing to a reader."""
-    kept = {key: value for key, value in vars(arguments).items() if key not in PRIVATE}
+    kept = {key: value for key, value in vars(arguments).items() if key not in PRIVATE and value is not None}
     plain = {key: _without_place(value) if isinstance(value, str | Path) else value for key, value in kept.items()}
     return plain | {"set": "short" if arguments.short else "full"}
 

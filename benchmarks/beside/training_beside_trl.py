@@ -13,7 +13,7 @@ from beside.formats import best
 from beside.sft import Sft, answer, medians, rows, run_child
 from beside.turns import need, parse, parser_of
 
-SHORT = {"batch_size": 4, "steps": 4, "rounds": 2, "checked": 1}
+SHORT = {"batch_size": 4, "steps": 6, "rounds": 1, "checked": 1}
 
 
 def run(script: str, doc: str | None, *, method: str, question: str, answers: Mapping[str, tuple[str, str]]) -> None:
