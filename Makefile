@@ -10,7 +10,7 @@ INPUTS := pyproject.toml constraints.txt Makefile
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
 
 .DEFAULT_GOAL := help
-.PHONY: help run rl study study-ratio study-rl test test-long lint format types contract bench clean
+.PHONY: help run rl study study-ratio study-rl test test-long lint format types contract bench bench-full clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -53,8 +53,11 @@ types: .venv/.dev ## Types: pyright, strict for specs, planner, store and studie
 contract: .venv/.dev ## Which room may import which
 	$(BIN)/lint-imports
 
-bench: .venv/.dev ## Every benchmark; each writes its results beside itself
-	set -e; for script in benchmarks/*.py; do $(BIN)/python $$script; done
+bench: .venv/.dev ## Every question of benchmarks/RESULTS.md with small settings, under 15 minutes (DATA=gsm8k/train.jsonl)
+	$(BIN)/python benchmarks/run.py --set short $(if $(DATA),--data $(DATA))
+
+bench-full: .venv/.dev ## All benchmarks with their full settings: hours (DATA=gsm8k/train.jsonl)
+	$(BIN)/python benchmarks/run.py --set full $(if $(DATA),--data $(DATA))
 
 clean: ## Remove the environment and the caches, not the runs
 	rm -rf .venv build .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -2,22 +2,20 @@
 
     python benchmarks/decoding.py
 
-Rows that continue short prompts with one adapter of rank 16, bf16. The product of an MLP layer is timed over many
-weight matrices in turn (read from memory, as in decoding) and over one (from the cache), beside a plain read of memory.
+Rows that continue short prompts with one adapter of rank 16, in ours' fastest number format. The product of an MLP
+layer is timed over many weight matrices in turn (read from memory, as in decoding) and over one (from the cache),
+beside a plain read of memory.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import platform
-import statistics
 import time
 from collections.abc import Callable
-from importlib.metadata import version
-from pathlib import Path
-from typing import Any
+
+from beside.envelope import write_result
+from beside.formats import best
+from beside.turns import median, parse, parser_of
 
 PROMPT, NEW_TOKENS, MATRICES, REPEATS = 8, 64, 150, 5
 
@@ -26,36 +24,48 @@ def main() -> None:
     """Measure and write the results."""
     import torch
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--rows", type=int, default=16)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/decoding.json"))
-    arguments = parser.parse_args()
+    started = time.perf_counter()
+    # Data is only for the race of number formats.
+    parser = parser_of(__doc__, data="reasoning-gym:number_sorting", short={})
+    parser.add_argument("--rows", type=int, default=16, help="completions side by side (16)")
+    arguments = parse(parser, {})
+    fastest, race = best(arguments, "lora")
     torch.set_num_threads(arguments.threads)
-    summary = {
-        **decoding(arguments.model, arguments.rows),
-        **reading(arguments.rows),
-        "setting": {"model": arguments.model, "rows": arguments.rows, "new_tokens": NEW_TOKENS},
-        "machine": {"processor": platform.processor() or platform.machine(), "threads": arguments.threads},
-        "versions": {name: version(name) for name in ("torch", "transformers")},
+    step, shares = decoding(arguments.model, arguments.rows, fastest["ours"])
+    read = reading(arguments.rows, fastest["ours"])
+    medians = {
+        "decoding": {
+            "milliseconds_a_step": 1000 * step / NEW_TOKENS,
+            "tokens_per_second": arguments.rows * NEW_TOKENS / step,
+        },
+        **{name: {"gigabytes_per_second": value} for name, value in read.items()},
     }
-    arguments.out.write_text(json.dumps(summary, indent=1) + "\n")
-    print(json.dumps(summary, indent=1))
+    write_result(
+        "decoding",
+        arguments=arguments,
+        question="Where does the time of a decoding step go?",
+        rows=[{"contender": name, "format": fastest["ours"], "measurements": REPEATS} for name in medians],
+        medians=medians,
+        answers={},
+        checks={"share_of_processor_time": shares, "race_of_formats": race},
+        raw={},
+        started=started,
+    )
+    print(json.dumps({"medians": medians, "shares": shares}, indent=1))
 
 
-def decoding(model_name: str, rows: int) -> dict[str, Any]:
-    """Milliseconds a step, and the share of each kind of operation in the processor time."""
+def decoding(model_name: str, rows: int, number_format: str) -> tuple[float, dict[str, float]]:
+    """Seconds of all steps, and the share of each kind of operation in the processor time."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 
-    from lowregret.models.load import load_module, with_bank
+    from lowregret.models.load import DTYPES, load_module, with_bank
     from lowregret.models.locate import locate_model
     from lowregret.sampling.sampler import Request, Sampler
     from lowregret.specs import AdapterSpec, ModelSpec, SamplingSpec
 
     folder = locate_model(ModelSpec(source=model_name))
-    model, bank = with_bank(load_module(folder, dtype=torch.bfloat16, device=torch.device("cpu")))
+    model, bank = with_bank(load_module(folder, dtype=DTYPES[number_format], device=torch.device("cpu")))
     bank.join("r16", AdapterSpec(rank=16))
     bank.weights["r16"].b.normal_(0, 0.01)
     bank.publish("r16")
@@ -69,28 +79,24 @@ def decoding(model_name: str, rows: int) -> dict[str, Any]:
     events = profiled.key_averages()
     total = sum(event.self_cpu_time_total for event in events)
     shares = sorted(((event.self_cpu_time_total / total, event.key) for event in events), reverse=True)
-    return {
-        "milliseconds_a_step": 1000 * seconds / NEW_TOKENS,
-        "tokens_per_second": rows * NEW_TOKENS / seconds,
-        "share_of_processor_time": {key: share for share, key in shares[:8]},
-    }
+    return seconds, {key: share for share, key in shares[:8]}
 
 
-def reading(rows: int) -> dict[str, Any]:
+def reading(rows: int, number_format: str) -> dict[str, float]:
     """Gigabytes of weights a second that a product of an MLP layer takes in, and a plain read of memory beside it."""
     import torch
 
-    d_in, d_out = 576, 1536
-    weights = [torch.randn(d_out, d_in).bfloat16() for _ in range(MATRICES)]
-    x = torch.randn(rows, d_in).bfloat16()
-    size = weights[0].numel() * 2 * MATRICES / 1e9
+    from lowregret.models.load import DTYPES
+
+    d_in, d_out, dtype = 576, 1536, DTYPES[number_format]
+    weights = [torch.randn(d_out, d_in).to(dtype) for _ in range(MATRICES)]
+    x = torch.randn(rows, d_in).to(dtype)
+    size = weights[0].numel() * weights[0].element_size() * MATRICES / 1e9
     plain = torch.randn(100_000_000)
     return {
-        "gigabytes_per_second": {
-            "product, weights from memory": size / median_seconds(lambda: [x @ weight.T for weight in weights]),
-            "product, weights from the cache": size / median_seconds(lambda: [x @ weights[0].T for _ in weights]),
-            "plain read": plain.numel() * 4 / 1e9 / median_seconds(plain.sum),
-        }
+        "product, weights from memory": size / median_seconds(lambda: [x @ weight.T for weight in weights]),
+        "product, weights from the cache": size / median_seconds(lambda: [x @ weights[0].T for _ in weights]),
+        "plain read": plain.numel() * 4 / 1e9 / median_seconds(plain.sum),
     }
 
 
@@ -102,7 +108,7 @@ def median_seconds(action: Callable[[], object]) -> float:
         started = time.perf_counter()
         action()
         seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds)
+    return median(seconds)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Forward fidelity of three bf16 arithmetics for the same trained adapter, on a real model.
 
-    python benchmarks/fidelity.py --model smollm2-135m --data gsm8k/train.jsonl --lr 3e-4 --sequences 24
+    python benchmarks/fidelity.py --data gsm8k/train.jsonl --lr 3e-4 --sequences 24
 
 The adapter is trained in the package's own arithmetic; after each of the steps asked for, its masters are evaluated in
 fp32, in one accumulator (ours), as PEFT adds (both terms rounded, then summed) and by `addmm` onto the rounded base.
@@ -8,14 +8,15 @@ fp32, in one accumulator (ours), as PEFT adds (both terms rounded, then summed) 
 
 from __future__ import annotations
 
-import argparse
 import json
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
+from beside.envelope import write_result
+from beside.turns import parse, parser_of
 from torch import Tensor
 
 import lowregret.adapters.layer
@@ -73,16 +74,15 @@ ARITHMETICS: dict[str, Callable[..., tuple[Tensor, tuple[Tensor, ...]]]] = {
 
 def main() -> None:
     """Train, and after each of the steps asked for compare the arithmetics."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--lr", type=float, default=3e-4)
-    parser.add_argument("--steps", type=int, nargs="+", default=[1, 3])
-    parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--sequences", type=int, default=24, help="held-out sequences")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/fidelity.json"))
-    arguments = parser.parse_args()
+    started = time.perf_counter()
+    parser = parser_of(__doc__, data="reasoning-gym:number_sorting", short={})
+    parser.add_argument("--rank", type=int, default=16, help="of the adapter (16)")
+    parser.add_argument("--lr", type=float, default=3e-4, help="learning rate (3e-4)")
+    parser.add_argument("--steps", type=int, nargs="+", default=[1, 3], help="after which fidelity is measured (1 3)")
+    parser.add_argument("--batch-size", type=int, default=4, help="sequences a step (4)")
+    parser.add_argument("--sequences", type=int, default=24, help="held-out sequences (24)")
+    arguments = parse(parser, {})
+    torch.set_num_threads(arguments.threads)
     folder = locate_model(ModelSpec(source=arguments.model))
     data = load_data(DataSpec(source=arguments.data, limit=2000), TextTokenizer.from_folder(folder.path))
     held_out = [example(data.validation[k]) for k in range(min(arguments.sequences, len(data.validation)))]
@@ -119,9 +119,23 @@ def main() -> None:
                 {"lr": arguments.lr, "step": step, "arithmetic": name, **asdict(found), "verdict": found.verdict}
             )
             print(json.dumps(rows[-1]), flush=True)
-    setting = {key: str(value) for key, value in vars(arguments).items() if key != "out"}
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps({"setting": setting, "rows": rows}, indent=1) + "\n")
+    medians = {f"{row['arithmetic']}, step {row['step']}": numbers_of(row) for row in rows}
+    write_result(
+        "fidelity",
+        arguments=arguments,
+        question="How much of an adapter's effect acts in three bf16 arithmetics?",
+        rows=[{"contender": name, "format": "bf16", "measurements": arguments.sequences} for name in medians],
+        medians=medians,
+        answers={},
+        checks={},
+        raw=rows,
+        started=started,
+    )
+
+
+def numbers_of(row: dict[str, Any]) -> dict[str, float]:
+    """What of a row is a number."""
+    return {key: float(value) for key, value in row.items() if isinstance(value, int | float) and key != "step"}
 
 
 def example(row: tuple[Any, Any]) -> TokenizedExample:

@@ -4,20 +4,23 @@ The question is where the best learning rates of LoRA and of full fine-tuning li
 six rates at every rank from 1 up; the adaptive profile takes two ranks (the rate hardly depends on it, which is C3) and
 follows the minimum. Both are ordinary studies; cell-steps are counted from the steps that every cell logged.
 
-    python benchmarks/grids.py [--out FOLDER]
+    python benchmarks/grids.py
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from beside.envelope import write_result
+from beside.turns import parse, parser_of, say
 
 from lowregret.specs import DataSpec, GridSpec, HardwareSpec, ModelSpec, QuestionSpec, StudySpec, TrainSpec
 from lowregret.specs.codec import to_toml
@@ -27,28 +30,43 @@ from lowregret.studies.reading import outcomes_of
 from lowregret.studies.students_t import t_interval
 from lowregret.studies.surface import Refused, surfaces
 
-RESULTS = Path(__file__).parent / "results" / "grids.json"
 TOKENS = 32
 """Of a sentence of the data."""
 
 
 def main() -> None:
     """Run both studies (or read finished ones) and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    started = time.perf_counter()
+    parser = parser_of(__doc__, data="markov", short={})
+    # Of each of the two workers.
+    parser.set_defaults(model="micro", threads=1)
     parser.add_argument("--out", type=Path, default=None, help="keep the studies here (a temporary folder)")
-    parser.add_argument("--steps", type=int, default=60)
-    arguments = parser.parse_args()
+    parser.add_argument("--steps", type=int, default=60, help="of every cell (60)")
+    arguments = parse(parser, {})
     folder = arguments.out or Path(tempfile.mkdtemp())
     folder.mkdir(parents=True, exist_ok=True)
-    profiles = {name: _profile(name, folder, _spec(name, arguments.steps)) for name in ("paper", "adaptive")}
+    profiles: dict[str, dict[str, Any]] = {}
+    for name in ("paper", "adaptive"):
+        say(f"grids: the {name} grid")
+        profiles[name] = _profile(name, folder, _spec(name, arguments.steps))
     shared = {arm: rate for arm, rate in profiles["adaptive"]["best"].items() if arm in profiles["paper"]["best"]}
-    result = {
-        **profiles,
+    medians = {name: {key: own[key] for key in ("cells", "cell_steps")} for name, own in profiles.items()}
+    checks = {
         "cell_steps_ratio": profiles["adaptive"]["cell_steps"] / profiles["paper"]["cell_steps"],
         "intervals_meet": {arm: _meet(rate, profiles["paper"]["best"][arm]) for arm, rate in shared.items()},
     }
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
-    json.dump(result, sys.stdout, indent=1)
+    write_result(
+        "grids",
+        arguments=arguments,
+        question="What does the adaptive grid train for the same answer as the paper's?",
+        rows=[{"contender": name, "format": "fp32", "measurements": 1} for name in profiles],
+        medians=medians,
+        answers={},
+        checks=checks,
+        raw=profiles,
+        started=started,
+    )
+    print(json.dumps({"medians": medians, "checks": checks}, indent=1))
 
 
 def _spec(name: str, steps: int) -> StudySpec:

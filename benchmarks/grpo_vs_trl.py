@@ -1,14 +1,14 @@
 """One step of reinforcement learning beside TRL's GRPOTrainer with PEFT: same model, prompts, group and length.
 
     python benchmarks/grpo_vs_trl.py --data gsm8k/train.jsonl
-    python benchmarks/grpo_vs_trl.py --data gsm8k/train.jsonl --prompts 32 --contenders ours-bf16,trl-bf16-8
+    python benchmarks/grpo_vs_trl.py --data gsm8k/train.jsonl --prompts 32
 
 A step samples a group of completions of each prompt at temperature 1, scores them and makes one update, without KL.
-Completions end where they end, so both sides draw their own; `mean_length` says how long they were, and tokens a second
-are tokens of completions. Each contender is a process of its own, so that its peak memory is its own; they take turns,
-and the figures are medians over steps after the first. TRL is tried with bf16 weights, with autocast and in fp32, at
-several micro-batches (the number in a contender's name) and with a static cache; the fastest is the peer. All start
-from one fresh adapter.
+Completions end where they end, so both sides draw their own; `mean_length` says how long they were, and what is
+compared is tokens of completions a second. Each turn is a process of its own; contenders take turns, and figures are
+medians over steps after each turn's first. A race on two prompts chooses the number format of either side and TRL's
+micro-batch (the number in a contender's name) and cache; with --short the formats are those of `formats.py`. All start
+from one adapter.
 
 Completions are scored by exact match on both sides. What is learned from is by default not that score: a small base is
 right on so few questions that most groups would carry no gradient, and ours leaves such groups out of its backward
@@ -19,68 +19,131 @@ from all of them; `--rewards exact` times what a user would see.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
-import os
-import platform
-import resource
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from beside.contenders import ALPHA, RANK, bank_on, take_turn, write_start
+from beside.envelope import Answer, write_result
+from beside.formats import CANDIDATES, PATIENCE, best
+from beside.ours import ALPHA, RANK, SLOT, bank_on, optimizer_of, write_start
+from beside.trl_sft import FORMATS
+from beside.turns import TooSlow, give, in_process_of_its_own, median, need, parse, parser_of, peak_mib, say, take_turns
 
-CONTENDERS = (
-    *("ours-bf16", "ours-fp32"),
-    *("trl-bf16-8", "trl-bf16-16", "trl-bf16-8-static", "trl-autocast-8", "trl-fp32-8"),
-)
+SHORT = {"prompts": 2, "group": 4, "new_tokens": 16, "steps": 6, "rounds": 1, "race": 0}
+MICRO_BATCH = 8
 LR = 1e-6
 """The rate is so low that no step changes how long the next one's completions are."""
+SETTINGS = ("prompts", "group", "new_tokens", "rewards", "steps", "budget", "rows", "threads")
 
 
 def main() -> None:
-    """Prepare the prompts, let the contenders take turns, sum up."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--data", default="reasoning-gym:chain_sum", help="GSM8K's train.jsonl, or other questions")
-    parser.add_argument("--prompts", type=int, default=8, help="prompts a step")
-    parser.add_argument("--group", type=int, default=8, help="completions of each prompt")
-    parser.add_argument("--new-tokens", type=int, default=128)
-    parser.add_argument("--rewards", choices=("mixed", "exact"), default="mixed")
-    parser.add_argument("--steps", type=int, default=3, help="steps of each contender and round; the first is warm-up")
-    parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--budget", type=int, default=2048, help="tokens of ours' micro-batches")
-    parser.add_argument("--rows", type=int, default=64, help="completions that ours decodes side by side")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--contenders", default=",".join(CONTENDERS))
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/grpo_vs_trl.json"))
-    parser.add_argument("--child", help=argparse.SUPPRESS)
-    parser.add_argument("--job", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    """Prepare the prompts, race the settings, let the contenders take turns, sum up."""
+    started = time.perf_counter()
+    parser = parser_of(__doc__, data="reasoning-gym:gsm_symbolic", short=SHORT)
+    parser.add_argument("--prompts", type=int, default=8, help="prompts a step (8)")
+    parser.add_argument("--group", type=int, default=8, help="completions of each prompt (8)")
+    parser.add_argument("--new-tokens", type=int, default=128, help="longest completion (128)")
+    parser.add_argument("--rewards", choices=("mixed", "exact"), default="mixed", help="what is learned from (mixed)")
+    parser.add_argument("--steps", type=int, default=4, help="steps of a turn; the first is warm-up (4)")
+    parser.add_argument("--rounds", type=int, default=2, help="turns of each contender (2)")
+    parser.add_argument("--budget", type=int, default=2048, help="tokens of ours' micro-batches (2048)")
+    parser.add_argument("--rows", type=int, default=64, help="completions that ours decodes side by side (64)")
+    parser.add_argument("--race", type=int, default=1, help="race of formats, micro-batches and caches (1)")
+    arguments = parse(parser, SHORT)
     if arguments.child:
-        job = json.loads(arguments.job.read_text())
-        print("RESULT " + json.dumps(run_contender(arguments.child, job)))
+        give(run_contender(arguments.child, json.loads(arguments.job.read_text())))
         return
-    if arguments.steps < 2:
-        parser.error("--steps: the first step is warm-up, so at least 2 are needed")
+    need((arguments.steps - 1) * arguments.rounds, arguments, "--steps or --rounds")
     with tempfile.TemporaryDirectory() as scratch:
-        job_file = Path(scratch) / "job.json"
-        job_file.write_text(json.dumps(prepare(arguments) | {"adapter": str(Path(scratch) / "adapter")}))
-        turn_of("start", job_file, arguments)
-        rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in arguments.contenders.split(",")}
-        for turn in range(arguments.rounds):
-            for name in rounds:
-                rounds[name].append(turn_of(name, job_file, arguments))
-                print(f"round {turn + 1} {name}: {describe(rounds[name][-1])}", file=sys.stderr, flush=True)
-    summary = summarise(rounds, arguments)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(summary, indent=1) + "\n")
-    shown = ("tokens_per_second", "seconds_a_step", "seconds_sampling", "mean_length", "peak_mib", "ratios")
-    print(json.dumps({key: summary[key] for key in shown}, indent=1))
+        processes = Grpo(arguments, Path(scratch))
+        ours, peer, race = processes.race() if arguments.race else by_formats(arguments)
+        turns = take_turns("grpo_vs_trl", [ours, peer], arguments.rounds, processes.turn, describe)
+    medians = {name: medians_of(own) for name, own in turns.items()}
+    speeds = {name: own["tokens_per_second"] for name, own in medians.items()}
+    result = write_result(
+        "grpo_vs_trl",
+        arguments=arguments,
+        question="How fast is a step of reinforcement learning, sampling included?",
+        rows=[
+            {
+                "contender": name,
+                "format": FORMATS[name.split("-")[1]],
+                "measurements": sum(len(turn["steps"]) - 1 for turn in own),
+            }
+            for name, own in turns.items()
+        ],
+        medians=medians,
+        answers={
+            "grpo_step": Answer(
+                ours=speeds[ours],
+                peer=speeds[peer],
+                unit="tokens of completions/s",
+                ours_was=f"lowregret, {FORMATS[ours.split('-')[1]]}",
+                peer_was=f"TRL GRPOTrainer + PEFT, {FORMATS[peer.split('-')[1]]}, micro-batch {peer.split('-')[2]}",
+            )
+        },
+        checks={
+            "mean_length": {name: own["mean_length"] for name, own in medians.items()},
+            "groups_with_signal": {name: own["groups_with_signal"] for name, own in medians.items()},
+            "race": race,
+        },
+        raw=turns,
+        started=started,
+    )
+    print(json.dumps({key: result[key] for key in ("answers", "medians")}, indent=1))
+
+
+def by_formats(arguments: argparse.Namespace) -> tuple[str, str, dict[str, Any]]:
+    """Contenders by the race of training steps."""
+    fastest, race = best(arguments, "lora")
+    micro_batch = min(MICRO_BATCH, arguments.prompts * arguments.group)
+    return f"ours-{fastest['ours']}", f"trl-{fastest['trl']}-{micro_batch}", race
+
+
+class Grpo:
+    """The processes of the contenders, and the race that chooses among them."""
+
+    def __init__(self, arguments: argparse.Namespace, scratch: Path) -> None:
+        self.arguments, self.scratch = arguments, scratch
+        self.job = prepare(arguments) | {"scratch": str(scratch)}
+        self.job |= self.turn("start")
+
+    def turn(self, name: str, limit: float | None = None, **changes: Any) -> dict[str, Any]:
+        """One contender in a process of its own."""
+        job_file = self.scratch / "job.json"
+        job_file.write_text(json.dumps(self.job | {"settings": self.job["settings"] | changes}))
+        command = [__file__, "--child", name, "--job", str(job_file)]
+        return in_process_of_its_own(command, name, threads=self.arguments.threads, most_seconds=limit)
+
+    def race(self) -> tuple[str, str, dict[str, Any]]:
+        """The fastest of ours and of TRL's settings on two prompts, and what all of them took."""
+        found: dict[str, float | str] = {}
+        ours = self._fastest([f"ours-{f}" for f in CANDIDATES["ours"]], found)
+        first = self._fastest([f"trl-{f}-{MICRO_BATCH}" for f in CANDIDATES["trl"]], found)
+        number_format = first.split("-")[1]
+        others = [f"trl-{number_format}-{2 * MICRO_BATCH}", f"{first}-static"]
+        return ours, self._fastest([first, *others], found), {"seconds_a_step": found}
+
+    def _fastest(self, names: list[str], found: dict[str, float | str]) -> str:
+        small = {"prompts": 2, "group": MICRO_BATCH, "new_tokens": min(32, self.arguments.new_tokens), "steps": 2}
+        walls: list[float] = []
+        for name in names:
+            began = time.perf_counter()
+            limit = PATIENCE * min(walls) if walls else None
+            if name not in found:
+                try:
+                    turn = self.turn(name, limit, **small)
+                    found[name] = turn["steps"][-1]["seconds"]
+                    walls.append(time.perf_counter() - began)
+                except TooSlow:
+                    found[name] = f"stopped after {limit:.0f} s"
+            say(f"grpo_vs_trl, race: {name}: {found[name]}")
+        seconds = {name: value for name in names if isinstance(value := found[name], float)}
+        return min(seconds, key=lambda name: seconds[name])
 
 
 def prepare(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -94,20 +157,14 @@ def prepare(arguments: argparse.Namespace) -> dict[str, Any]:
     needed = arguments.steps * arguments.prompts
     sampling = SamplingSpec(max_new_tokens=arguments.new_tokens)
     rl = RLSpec(rewards=(RewardSpec(source="exact"),), sampling=sampling)
-    spec = DataSpec(source=arguments.data, limit=4 * needed)
+    spec = DataSpec(source=arguments.data, limit=4 * needed + 100)
     problems = load_problems(spec, rl, TextTokenizer.from_folder(folder.path)).train
     assert len(problems) >= needed, "the data has too few questions"
-    settings = ("prompts", "group", "new_tokens", "rewards", "steps", "budget", "rows", "threads")
     return {
         "model": str(folder.path),
         "rows": [{"tokens": list(p.tokens), "answer": p.problem.answer} for p in problems[:needed]],
-        "settings": {name: getattr(arguments, name) for name in settings},
+        "settings": {name: getattr(arguments, name) for name in SETTINGS},
     }
-
-
-def turn_of(name: str, job_file: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """One contender in a process of its own."""
-    return take_turn([__file__, "--child", name, "--job", str(job_file)], name, threads=arguments.threads)
 
 
 def run_contender(name: str, job: dict[str, Any]) -> dict[str, Any]:
@@ -117,16 +174,14 @@ def run_contender(name: str, job: dict[str, Any]) -> dict[str, Any]:
     settings = argparse.Namespace(**job["settings"])
     torch.set_num_threads(settings.threads)
     if name == "start":
-        write_start(job)
-        return {}
+        return {"start": str(write_start(job, random_b=False))}
     side, dtype, *options = name.split("-")
     log = StepLog(settings)
     if side == "ours":
         train_ours(job, settings, dtype, log)
     else:
         train_trl(job, settings, dtype, int(options[0]), "static" in options, log)
-    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    return {"steps": log.steps, "peak_mib": peak_mib}
+    return {"steps": log.steps, "peak_mib": peak_mib()}
 
 
 class StepLog:
@@ -169,9 +224,8 @@ def train_ours(job: dict[str, Any], settings: argparse.Namespace, dtype: str, lo
     from lowregret.data.tokenizer import TextTokenizer
     from lowregret.sampling.rollouts import rollout_groups, rollout_seed
     from lowregret.sampling.sampler import Sampler
-    from lowregret.specs import OptimSpec, Problem, RewardSpec, RLSpec, SamplingSpec, Score
+    from lowregret.specs import Problem, RewardSpec, RLSpec, SamplingSpec, Score
     from lowregret.training.memory import release_freed_memory
-    from lowregret.training.optimizer import AdamW
     from lowregret.training.policy_step import policy_step
 
     class Scorer:
@@ -181,8 +235,9 @@ def train_ours(job: dict[str, Any], settings: argparse.Namespace, dtype: str, lo
             found = log.rewards([problem.answer for problem, _ in answers], [text for _, text in answers])
             return [Score(value=value) for value in found]
 
-    model, bank = bank_on(job, dtype)
-    optimizers = {"r16": AdamW(OptimSpec(lr=LR), bank.blocks("r16"))}
+    slot = SLOT["lora"]
+    model, bank = bank_on(job["model"], dtype)
+    optimizers = {slot: optimizer_of(bank, slot, lr=LR)}
     tokenizer = TextTokenizer.from_folder(Path(job["model"]))
     sampling = SamplingSpec(max_new_tokens=settings.new_tokens, rows=settings.rows)
     rl = RLSpec(rewards=(RewardSpec(source="exact"),), group=settings.group, sampling=sampling)
@@ -197,13 +252,13 @@ def train_ours(job: dict[str, Any], settings: argparse.Namespace, dtype: str, lo
             first = rollout_seed(0, step, 0, index)
             wanted.append((index, problems[index], tuple(range(first, first + settings.group))))
         sampler = Sampler(model, sampling, stop_tokens=frozenset(tokenizer.stop_token_ids), decode=tokenizer.decode)
-        groups = rollout_groups(sampler, Scorer(), tokenizer, {"r16": wanted})["r16"]
+        groups = rollout_groups(sampler, Scorer(), tokenizer, {slot: wanted})[slot]
         rollouts = [rollout for group in groups for rollout in group.rollouts]
         log.sampled([r.completion.num_tokens for r in rollouts], [r.reward for r in rollouts])
         release_freed_memory(model.device)
         policy_step(
             model,
-            {"r16": groups},
+            {slot: groups},
             optimizers,
             rl,
             tokens_per_microbatch=settings.budget,
@@ -290,61 +345,31 @@ def train_trl(
             peft_config=lora,
             callbacks=[Clock()],
         )
-        peft.set_peft_model_state_dict(trainer.model, peft.load_peft_weights(job["adapter"]))
+        peft.set_peft_model_state_dict(trainer.model, peft.load_peft_weights(job["start"]))
         trainer.train()
 
 
-def median(turns: list[dict[str, Any]], value: str) -> float:
-    """Over the steps after each round's first; `speed` is tokens of completions a second, `length` their mean."""
+def medians_of(turns: list[dict[str, Any]]) -> dict[str, float]:
+    """Over the steps after each turn's first."""
     steps = [step for turn in turns for step in turn["steps"][1:]]
-    if value == "speed":
-        return statistics.median(step["tokens"] / step["seconds"] for step in steps)
-    if value == "length":
-        return statistics.mean(step["tokens"] / step["completions"] for step in steps)
-    return statistics.median(step[value] for step in steps)
+    return {
+        "tokens_per_second": median(step["tokens"] / step["seconds"] for step in steps),
+        "seconds_a_step": median(step["seconds"] for step in steps),
+        "seconds_sampling": median(step["sampling"] for step in steps),
+        "mean_length": statistics.mean(step["tokens"] / step["completions"] for step in steps),
+        "exact": statistics.mean(step["exact"] for step in steps),
+        "groups_with_signal": statistics.mean(step["with_signal"] for step in steps),
+        "peak_mib": median(turn["peak_mib"] for turn in turns),
+    }
 
 
 def describe(turn: dict[str, Any]) -> str:
     """One line for whoever waits."""
+    found = medians_of([turn])
     return (
-        f"{median([turn], 'speed'):.0f} tokens/s, {median([turn], 'seconds'):.1f} s a step of which "
-        f"{median([turn], 'sampling'):.1f} s sampling, {turn['peak_mib']} MiB"
+        f"{found['tokens_per_second']:.0f} tokens/s, {found['seconds_a_step']:.1f} s a step of which "
+        f"{found['seconds_sampling']:.1f} s sampling, {found['peak_mib']:.0f} MiB"
     )
-
-
-def summarise(rounds: dict[str, list[dict[str, Any]]], arguments: argparse.Namespace) -> dict[str, Any]:
-    """Medians, ratios to the fastest peer, and where it ran."""
-    values = {
-        "tokens_per_second": "speed",
-        "seconds_a_step": "seconds",
-        "seconds_sampling": "sampling",
-        "mean_length": "length",
-        "exact": "exact",
-        "with_signal": "with_signal",
-    }
-    summary: dict[str, Any] = {
-        name: {contender: median(turns, value) for contender, turns in rounds.items()} for name, value in values.items()
-    }
-    speeds, seconds = summary["tokens_per_second"], summary["seconds_a_step"]
-    peaks = {name: min(turn["peak_mib"] for turn in turns) for name, turns in rounds.items()}
-    summary |= {"peak_mib": peaks, "ratios": {}}
-    peers = [name for name in rounds if name.startswith("trl")]
-    if peers and "ours-bf16" in rounds:
-        best = max(peers, key=lambda name: speeds[name])
-        summary["ratios"] = {
-            "peer": best,
-            "tokens_per_second": speeds["ours-bf16"] / speeds[best],
-            "seconds_a_step": seconds[best] / seconds["ours-bf16"],
-            "peak_memory": peaks["ours-bf16"] / peaks[best],
-            "smallest_peer_memory": peaks["ours-bf16"] / min(peaks[name] for name in peers),
-        }
-    summary["setting"] = {
-        key: str(value) for key, value in vars(arguments).items() if key not in ("child", "job", "out")
-    }
-    summary["machine"] = {"processor": platform.processor() or platform.machine(), "threads": arguments.threads}
-    summary["versions"] = {p: importlib.metadata.version(p) for p in ("torch", "transformers", "peft", "trl")}
-    summary["raw"] = rounds
-    return summary
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Is the planner's peak memory an upper bound, and a tight one? Predicted beside measured, one process a setting.
 
-    python benchmarks/memory.py --model smollm2-135m --data gsm8k/train.jsonl
+    python benchmarks/memory.py --data gsm8k/train.jsonl
 
 Every setting is a real `lowregret sft` of a few steps, evaluation included; its peak is what the system counted for the
 process, its prediction stands in the run's plan.toml. The promise: measured <= predicted <= 1.25 x measured.
@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
-from typing import Any
+
+from beside.envelope import write_result
+from beside.turns import parse, parser_of, say
 
 from lowregret.specs import ResolvedPlan
 from lowregret.specs.codec import read_toml
@@ -40,36 +42,37 @@ SETTINGS: dict[str, tuple[str, ...]] = {
 
 def main() -> None:
     """Measure every setting and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--data", required=True, help="GSM8K's train.jsonl, or any file that lowregret reads")
-    parser.add_argument("--steps", type=int, default=4)
+    started = time.perf_counter()
+    parser = parser_of(__doc__, data="reasoning-gym:number_sorting", short={})
+    parser.add_argument("--steps", type=int, default=4, help="of every run (4)")
     parser.add_argument("--only", help="part of a setting's name")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/memory.json"))
-    arguments = parser.parse_args()
+    parser.add_argument("--device", default="cpu", help="that runs compute on (cpu)")
+    arguments = parse(parser, {})
     rows: dict[str, dict[str, float]] = {}
     for name, flags in SETTINGS.items():
         if arguments.only is None or arguments.only in name:
             rows[name] = measure(flags, arguments)
             row = rows[name]
-            print(
-                f"{name:40} predicted {row['predicted_mib']:6.0f} MiB, measured {row['measured_mib']:6.0f} MiB, "
-                f"ratio {row['ratio']:.2f}",
-                flush=True,
+            say(
+                f"memory {len(rows)}/{len(SETTINGS)}: {name}: predicted {row['predicted_mib']:.0f} MiB, "
+                f"measured {row['measured_mib']:.0f} MiB, ratio {row['ratio']:.2f}"
             )
     ratios = [row["ratio"] for row in rows.values()]
-    summary: dict[str, Any] = {
-        "settings": rows,
-        "smallest_ratio": min(ratios),
-        "largest_ratio": max(ratios),
-        "kept": min(ratios) >= 1 and max(ratios) <= PROMISE,
-        "device": arguments.device,
-        "threads": os.cpu_count(),
-    }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(summary, indent=1) + "\n")
-    print(f"ratios {min(ratios):.2f} to {max(ratios):.2f}; promise {'kept' if summary['kept'] else 'broken'}")
+    kept = min(ratios) >= 1 and max(ratios) <= PROMISE
+    write_result(
+        "memory",
+        arguments=arguments,
+        question="Is the planner's peak memory an upper bound, and a tight one?",
+        rows=[{"contender": name, "measurements": 1} for name in rows],
+        medians={
+            name: {key: row[key] for key in ("predicted_mib", "measured_mib", "ratio")} for name, row in rows.items()
+        },
+        answers={},
+        checks={"smallest_ratio": min(ratios), "largest_ratio": max(ratios), "kept": kept},
+        raw=rows,
+        started=started,
+    )
+    print(f"ratios {min(ratios):.2f} to {max(ratios):.2f}; promise {'kept' if kept else 'broken'}")
 
 
 def measure(flags: tuple[str, ...], arguments: argparse.Namespace) -> dict[str, float]:
@@ -79,6 +82,7 @@ def measure(flags: tuple[str, ...], arguments: argparse.Namespace) -> dict[str, 
         command = [
             *(sys.executable, "-m", "lowregret", "sft", "--model", arguments.model, "--data", arguments.data),
             *("--validation-size", "16", "--test-size", "16", "--limit", "1000", "--device", arguments.device),
+            *("--threads", str(arguments.threads)),
             *("--steps", str(arguments.steps), "--out", str(out), "--json", *flags),
         ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -3,21 +3,19 @@
 Three settings in turn, in one process and on one thread: as it is; each slot by itself (`grouped.separate_linear`); and
 freed pages given back after every micro-batch. The same batches, the same losses; medians over rounds.
 
-    python benchmarks/micro_bank.py [--rounds 7]
+    python benchmarks/micro_bank.py
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import statistics
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from unittest.mock import patch
 
 import torch
+from beside.envelope import write_result
+from beside.turns import median, need, parse, parser_of, take_turns
 
 from lowregret.adapters.layer import AdaptedLinear
 from lowregret.cli.machine import device_facts
@@ -26,53 +24,59 @@ from lowregret.data.packing import example_of, microbatches
 from lowregret.launch.banks import materials
 from lowregret.planner.resolve import resolve
 from lowregret.specs import AdapterSpec, DataSpec, HardwareSpec, ModelSpec, OptimSpec, RunSpec, SlotSpec, TrainSpec
-from lowregret.specs.codec import to_dict
-from lowregret.store import collect_environment
 from lowregret.training import memory
 from lowregret.training.pretrain import ensure_base
 from lowregret.training.state import build_state
 from lowregret.training.step import train_step
 
-RESULTS = Path(__file__).parent / "results" / "micro_bank.json"
 RANKS = (1, 1, 1, 4, 4, 4, 4, 4, 16, 16, 16, 16, 16, 64, 64, 64)
 BATCH, STEPS = 8, 4
 
 
 def main() -> None:
     """Time the settings in turn and write the medians."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
-    rounds = parser.parse_args().rounds
+    started = time.perf_counter()
+    parser = parser_of(__doc__, data="markov", short={})
+    parser.set_defaults(model="micro", threads=1)
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each setting (7)")
+    arguments = parse(parser, {})
+    need(arguments.rounds, arguments, "--rounds")
     ensure_base("micro", threads=device_facts("cpu").threads)
-    seconds: dict[str, list[float]] = {"as it is": [], "slot by slot": [], "pages given back": []}
+    settings = ("as it is", "slot by slot", "pages given back")
     losses: dict[str, list[float]] = {}
-    for _ in range(rounds):
-        for name, own in seconds.items():
-            with (
-                patch.object(AdaptedLinear, "stacks", name != "slot by slot"),
-                patch.object(memory, "MOST_KEPT", 0 if name == "pages given back" else memory.MOST_KEPT),
-            ):
-                step = _steps()
-                step(0)
-                started = time.perf_counter()
-                for number in range(1, STEPS + 1):
-                    losses[name] = step(number)
-                own.append((time.perf_counter() - started) / STEPS)
-    medians = {name: statistics.median(own) for name, own in seconds.items()}
+
+    def act(name: str) -> float:
+        with (
+            patch.object(AdaptedLinear, "stacks", name != "slot by slot"),
+            patch.object(memory, "MOST_KEPT", 0 if name == "pages given back" else memory.MOST_KEPT),
+        ):
+            step = _steps()
+            step(0)
+            began = time.perf_counter()
+            for number in range(1, STEPS + 1):
+                losses[name] = step(number)
+            return (time.perf_counter() - began) / STEPS
+
+    seconds = take_turns("micro_bank", settings, arguments.rounds, act, lambda took: f"{took:.3f} s a step")
+    medians = {name: {"seconds_a_step": median(own)} for name, own in seconds.items()}
     reference = losses["as it is"]
-    result = {
-        "tokens_a_step": BATCH * 32 * len(RANKS),
-        "seconds": medians,
-        "ratio_to_slot_by_slot": medians["slot by slot"] / medians["as it is"],
-        "ratio_to_pages_given_back": medians["pages given back"] / medians["as it is"],
-        "largest_loss_difference": max(
-            abs(a - b) for own in losses.values() for a, b in zip(own, reference, strict=True)
-        ),
-        "rounds": rounds,
-        "environment": to_dict(collect_environment(threads=1, device="cpu", command=sys.argv)),
-    }
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
-    json.dump({name: value for name, value in result.items() if name != "environment"}, sys.stdout, indent=1)
+    write_result(
+        "micro_bank",
+        arguments=arguments,
+        question="What are slots of one rank as one product, and pages that are kept, worth on a micro base?",
+        rows=[{"contender": name, "format": "fp32", "measurements": arguments.rounds} for name in settings],
+        medians=medians,
+        answers={},
+        checks={
+            "tokens_a_step": BATCH * 32 * len(RANKS),
+            "largest_loss_difference": max(
+                abs(a - b) for own in losses.values() for a, b in zip(own, reference, strict=True)
+            ),
+        },
+        raw=seconds,
+        started=started,
+    )
+    print(json.dumps(medians, indent=1))
 
 
 def _steps() -> Callable[[int], list[float]]:

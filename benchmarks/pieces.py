@@ -7,15 +7,12 @@ Each row is the median of repeated calls in milliseconds. Alternatives take turn
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from beside.envelope import write_result
+from beside.turns import median, need, parse, parser_of
 
 from lowregret.adapters.grouped import padded_columns
 from lowregret.models.attention import packed_attention, packed_attention_reference
@@ -26,19 +23,30 @@ T, D, F, V = 1024, 576, 1536, 49152
 
 def main() -> None:
     """Time every alternative and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/pieces.json"))
-    arguments = parser.parse_args()
+    started = time.perf_counter()
+    parser = parser_of(__doc__, data="none", short={})
+    parser.add_argument("--repeats", type=int, default=15, help="measurements of each alternative (15)")
+    arguments = parse(parser, {})
+    need(arguments.repeats, arguments, "--repeats")
+    torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     questions = {**products(), **losses(), **attentions()}
-    rows: dict[str, dict[str, float]] = {}
+    medians: dict[str, dict[str, float]] = {}
     for name, alternatives in questions.items():
-        rows[name] = race(alternatives, arguments.repeats)
-        print(name, {label: round(value, 2) for label, value in rows[name].items()}, flush=True)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    result = {"milliseconds": rows, "threads": os.cpu_count(), "torch": torch.__version__}
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+        found = race(alternatives, arguments.repeats)
+        medians |= {f"{name}: {label}": {"milliseconds": value} for label, value in found.items()}
+        print(name, {label: round(value, 2) for label, value in found.items()}, flush=True)
+    write_result(
+        "pieces",
+        arguments=arguments,
+        question="What do the alternatives for a step's pieces cost?",
+        rows=[{"contender": name, "measurements": arguments.repeats} for name in medians],
+        medians=medians,
+        answers={},
+        checks={},
+        raw={},
+        started=started,
+    )
 
 
 def race(alternatives: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
@@ -50,7 +58,7 @@ def race(alternatives: dict[str, Callable[[], object]], repeats: int) -> dict[st
             call()
             if turn >= 2:
                 seconds[label].append(time.perf_counter() - started)
-    return {label: 1e3 * statistics.median(values) for label, values in seconds.items()}
+    return {label: 1e3 * median(values) for label, values in seconds.items()}
 
 
 def products() -> dict[str, dict[str, Callable[[], object]]]:

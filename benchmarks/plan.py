@@ -1,14 +1,14 @@
 """How long a plan takes: a 70B configuration over a local JSONL of a million rows, and the tokenising before it.
 
-    python benchmarks/plan.py --tokenizer smollm2-135m --rows 1000000 --gsm8k gsm8k/train.jsonl
+    python benchmarks/plan.py --rows 1000000 --data gsm8k/train.jsonl
 
 The promises: under 2 s once the tokens are in the cache; GSM8K's 7,473 rows tokenised in under 10 s; no more than 2 GB
-of memory for a million rows. Each figure is a process of its own with an empty cache, so that nothing is warm.
+of memory for a million rows. Each figure is a process of its own with an empty cache, so that nothing is warm: one
+measurement each, since a first time comes once.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
@@ -19,6 +19,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from beside.envelope import write_result
+from beside.turns import parse, parser_of
 
 from lowregret.models.locate import locate_model
 from lowregret.specs import ModelSpec
@@ -41,13 +44,12 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json
 
 def main() -> None:
     """Make the files, plan twice, and print the times."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokenizer", default="smollm2-135m", help="model whose tokenizer stands in for the 70B's")
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--gsm8k", help="GSM8K's train.jsonl")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/plan.json"))
-    arguments = parser.parse_args()
-    folder = locate_model(ModelSpec(source=arguments.tokenizer)).path
+    started = time.perf_counter()
+    parser = parser_of(__doc__, data="none", short={})
+    parser.add_argument("--rows", type=int, default=1_000_000, help="of the file that is made (1,000,000)")
+    arguments = parse(parser, {})
+    # The model's tokenizer stands in for the 70B's.
+    folder = locate_model(ModelSpec(source=arguments.model)).path
     with tempfile.TemporaryDirectory() as scratch:
         model = Path(scratch) / "llama-70b"
         model.mkdir()
@@ -57,14 +59,21 @@ def main() -> None:
                 shutil.copy(folder / name, model / name)
         rows = write_rows(Path(scratch) / "rows.jsonl", arguments.rows)
         environment = {**os.environ, "LOWREGRET_CACHE": str(Path(scratch) / "cache")}
-        summary: dict[str, object] = {"rows": arguments.rows, "threads": os.cpu_count()}
-        summary["first_plan"] = timed_plan(model, rows, environment)
-        summary["second_plan"] = timed_plan(model, rows, environment)
-        if arguments.gsm8k:
-            summary["gsm8k"] = timed_plan(model, Path(arguments.gsm8k), environment)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(summary, indent=1) + "\n")
-    print(json.dumps(summary, indent=1))
+        found = {name: timed_plan(model, rows, environment) for name in ("first plan", "second plan")}
+        if Path(arguments.data).is_file():
+            found["the data given, first plan"] = timed_plan(model, Path(arguments.data), environment)
+    write_result(
+        "plan",
+        arguments=arguments,
+        question="How long does a plan take, and the tokenising before it?",
+        rows=[{"contender": name, "measurements": 1} for name in found],
+        medians=found,
+        answers={},
+        checks={},
+        raw=found,
+        started=started,
+    )
+    print(json.dumps(found, indent=1))
 
 
 def write_rows(file: Path, number: int) -> Path:

@@ -1,1 +1,1 @@
-"""What the benchmarks that train beside a peer share."""
+"""What the benchmarks share: the envelope of a result, turns, ours and the peers as contenders."""
