@@ -26,7 +26,11 @@ from lowregret.adapters.grouped import (
 )
 from lowregret.adapters.routing import Routing, Span
 from lowregret.adapters.stacked import accumulate_stacked_gradients, runs_of, stacked_linear, stacked_linear_backward
-from lowregret.kernels.products import WIDENED_ELEMENTS, widens
+from lowregret.kernels.products import widens
+
+
+LARGEST_WIDE = 4 << 20
+"""Elements of the largest weight of which an fp32 copy is made in passing, 16 MiB."""
 
 
 class RoutingCell:
@@ -73,7 +77,7 @@ class AdaptedLinear(nn.Module):
         and rounded once, which is the one accumulator, without a copy of W for each slot. Not for the arithmetics that
         round in between, nor where an fp32 copy of W would be large."""
         usual = any(at.arithmetic != "accumulator" for at in self.columns.values())
-        return not usual and self.weight.numel() <= WIDENED_ELEMENTS and widens(self.weight)
+        return not usual and self.weight.numel() <= LARGEST_WIDE and widens(self.weight)
 
     def reserve(self, columns: dict[str, Columns]) -> None:
         """Make room for these adapter columns; all adapter entries become zero until `write` fills them."""

@@ -15,8 +15,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-WIDENED_ELEMENTS = 4 << 20
-"""Elements of the right operand that are widened at a time: 16 MiB. An unembedding of 28 million would take 113 MB."""
+WIDENED_WHOLE = 1 << 20
+"""Elements up to which the right operand is widened at once."""
+WIDENED_ELEMENTS = 1 << 19
+"""Elements of a larger one that are widened at a time, 2 MiB of fp32, so that they are multiplied before they leave the
+cache: 16 rows by an unembedding of 28 million took half as long as in blocks of 16 MiB (`docs/log.md`)."""
 
 
 def matmul(a_MK: Float[Tensor, "M K"], b_KN: Float[Tensor, "K N"]) -> Float[Tensor, "M N"]:
@@ -24,7 +27,7 @@ def matmul(a_MK: Float[Tensor, "M K"], b_KN: Float[Tensor, "K N"]) -> Float[Tens
     if not widens(a_MK):
         return a_MK @ b_KN
     num_summed, num_columns = b_KN.shape
-    if b_KN.numel() <= WIDENED_ELEMENTS:
+    if b_KN.numel() <= WIDENED_WHOLE:
         return (a_MK.float() @ b_KN.float()).to(a_MK.dtype)
     if num_columns > num_summed:
         size = max(1, WIDENED_ELEMENTS // num_summed)
