@@ -28,7 +28,6 @@ from lowregret.adapters.routing import Routing, Span
 from lowregret.adapters.stacked import accumulate_stacked_gradients, runs_of, stacked_linear, stacked_linear_backward
 from lowregret.kernels.products import widens
 
-
 LARGEST_WIDE = 4 << 20
 """Elements of the largest weight of which an fp32 copy is made in passing, 16 MiB."""
 
