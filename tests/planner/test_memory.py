@@ -214,3 +214,14 @@ def test_the_sampler_s_cache_is_what_a_sampler_holds(
     exact = replace(Constants(), passing=1.0)
     assert memory(read_shape(tmp_path), question, constants=exact)["kv_cache"] == sum(held.values())
     assert memory(read_shape(tmp_path), replace(question, cache=None))["kv_cache"] == 0
+
+
+def test_measuring_fidelity_holds_an_fp32_and_a_bf16_copy_beside_the_run() -> None:
+    shape = assumed_shape(512, 4)
+    question = MemoryQuestion(slots=(AdapterSpec(rank=8),), dtype="bf16", tokens=512)
+    exact = Constants(held=1.0)
+    plain, measuring = (memory(shape, one, constants=exact) for one in (question, replace(question, fidelity=True)))
+    assert plain["fidelity"] == 0
+    # The adapter's columns are folded into the fp32 copy too, at twice the bytes.
+    assert measuring["fidelity"] == 6 * shape.num_params + 2 * plain["working_copies"]
+    assert measuring["total"] == plain["total"] + measuring["fidelity"]

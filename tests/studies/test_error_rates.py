@@ -127,7 +127,7 @@ CLEAR = (
     ("C10", "0.6 decades narrower", 8, "contradicted", 0.5),
     ("C11", "B passes A, kernels align", 5, "supported", 0.9),
     ("C11", "B stays below A", 5, "contradicted", 0.9),
-    ("C13", "swallowed as measured", 3, "supported", 0.9),
+    ("C13", "swallowed as measured", 5, "supported", 0.9),
     ("C13", "all acts", 5, "contradicted", 0.9),
     ("C13b", "0.8 of the drop", 3, "supported", 0.95),
     ("C13b", "the whole drop", 3, "contradicted", 0.95),

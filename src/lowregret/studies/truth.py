@@ -111,7 +111,7 @@ class SwallowedTruth:
     """Of one accumulator and of stochastic copies."""
     trajectory: float = 0.8
     """The usual arm's share of the faithful arm's loss drop at the end, each at its LR*."""
-    seeds: float = 0.02
+    seeds: float = 0.01
     """Standard deviation of a forward fidelity over seeds."""
     sequences: float = 0.01
     """Standard error that the held-out sequences leave in all seeds alike."""
