@@ -18,7 +18,7 @@ def drawn(num_tokens: int, *, heads: int = 6, key_heads: int = 2) -> list[Tensor
     return [torch.randn(count, num_tokens, 8) for count in (heads, key_heads, key_heads, heads)]
 
 
-@pytest.mark.parametrize("lengths", [(16, 16, 16), (5, 16, 5, 40, 64), (64,), (1, 1)])
+@pytest.mark.parametrize("lengths", [(16, 16, 16), (5, 16, 5, 25, 32), (32,), (1, 1)])
 def test_short_documents_equal_the_reference(lengths: tuple[int, ...]) -> None:
     q, k, v, do = drawn(sum(lengths))
     assert dense_attention.serves(q[None, :, : max(lengths)], v[None])

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lowregret.kernels import native
 
-LONGEST = 64
+LONGEST = 32
 """Documents up to this length are attended densely."""
 
 

@@ -1,4 +1,5 @@
-"""What the forward saves for the backward, counted per token from what autograd keeps of transformers' layers.
+"""What the forward saves for the backward, counted per token: of the fast path's layers (`models/llama_layer.py`), and
+for other families from what autograd keeps of transformers' layers.
 
 `tests/planner/test_memory.py` holds the count against the tensors that a real forward saves.
 """
@@ -16,9 +17,22 @@ GATED_BUFFERS = 3
 PLAIN_BUFFERS = 4
 """Of an MLP without a gate: the pieces of an approximate GELU."""
 
+FAST_FAMILIES = {"llama", "mistral", "qwen2", "qwen3", "smollm3"}
+"""Families that take the fast path (`models/fast_body.py`)."""
+DENSE_LONGEST = 32
+"""On a CPU, documents up to this length keep their attention's weights (`models/dense_attention.py`)."""
+
 
 def activation_bytes(
-    shape: ModelShape, *, tokens: int, work: int, columns: Sequence[int], full: bool, norms: bool, checkpointing: bool
+    shape: ModelShape,
+    *,
+    tokens: int,
+    work: int,
+    columns: Sequence[int],
+    full: bool,
+    norms: bool,
+    checkpointing: bool,
+    device: str,
 ) -> int:
     """Bytes that one micro-batch saves.
 
@@ -30,32 +44,70 @@ def activation_bytes(
         full: whether the weights themselves train, so that every input is kept.
         norms: whether the norms' weights train too, so that their outputs are kept.
         checkpointing: keep each layer's input, and everything of one layer while it is recomputed.
+        device: `cpu` or another.
     """
-    layers = [_layer_bytes(shape, layer, work, columns, full, norms) for layer in range(shape.num_layers)]
+    if shape.model_type in FAST_FAMILIES:
+        layers = [_fast_layer_bytes(shape, layer, work, columns, device) for layer in range(shape.num_layers)]
+        inputs = shape.num_layers * shape.hidden_size * work
+        last = shape.hidden_size * work + FP32_BYTES
+        return tokens * (inputs + (max(layers, default=0) if checkpointing else sum(layers)) + last)
+    layers = [_layer_bytes(shape, layer, work, columns, full, norms, device) for layer in range(shape.num_layers)]
     final = shape.hidden_size * (FP32_BYTES + (work if norms else 0)) + 2 * FP32_BYTES
     if checkpointing:
         return tokens * (shape.num_layers * shape.hidden_size * work + max(layers, default=0) + final)
     return tokens * (sum(layers) + final)
 
 
-def _layer_bytes(shape: ModelShape, layer: int, work: int, columns: Sequence[int], full: bool, norms: bool) -> int:
-    """Norm inputs in fp32 (their outputs too where their weights train), attention, MLP, and inputs of what trains.
+def _fast_layer_bytes(shape: ModelShape, layer: int, work: int, columns: Sequence[int], device: str) -> int:
+    """`llama_layer.Activations` besides the layer's input, and what the attention's kernel keeps of its own."""
+    queries, keys = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+    own = [(m, columns[i]) for i, m in enumerate(shape.matrices) if layer in m.layers]
+    inner = max((m.d_in for m, _ in own if m.kind == "mlp"), default=0)
+    elements = shape.hidden_size + 2 * queries + 2 * keys + 2 * inner
+    # Norms of heads (Qwen3) keep what they read.
+    elements += max(0, shape.norm_channels - 2 * shape.hidden_size)
+    of_attention = _attention_bytes(shape, work, device)
+    statistics = FP32_BYTES * (2 + 2 * shape.num_heads + shape.num_kv_heads)
+    return elements * work + of_attention + statistics + sum(count for _, count in own) * FP32_BYTES
 
-    The attention keeps queries, keys, values and its output; its probabilities are recomputed by the fused kernel.
+
+def _attention_bytes(shape: ModelShape, work: int, device: str) -> int:
+    """Copies of queries, keys, values and the output, documents of one length together.
+
+    In fp32 on a CPU: a processor that does not multiply bf16 attends in fp32. Short documents keep weights besides.
     """
+    elements = 2 * (shape.num_heads + shape.num_kv_heads) * shape.head_dim
+    if device != "cpu":
+        return elements * work
+    return (elements + shape.num_heads * DENSE_LONGEST) * FP32_BYTES
+
+
+def fast_workspace(shape: ModelShape) -> int:
+    """Numbers a token that the backward of one layer holds in passing: the MLP's five, and the residual stream's."""
+    inner = max((m.d_in for m in shape.matrices if m.kind == "mlp"), default=0)
+    return 5 * inner + 4 * shape.hidden_size
+
+
+def _layer_bytes(
+    shape: ModelShape, layer: int, work: int, columns: Sequence[int], full: bool, norms: bool, device: str
+) -> int:
+    """Norm inputs in fp32 (their outputs too where their weights train), attention, MLP, and inputs of what trains."""
     in_norms = shape.norm_channels * FP32_BYTES * (2 if norms else 1)
     queries, keys = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
-    elements = 2 * queries + 2 * keys
+    elements = 0
     # Log-sum-exp of each head, and the scale of each norm (a head's own too).
     statistics = FP32_BYTES * (2 * shape.num_heads + shape.num_kv_heads + 4)
     for kind in ("attention", "mlp", "expert"):
         block = [(m, columns[i]) for i, m in enumerate(shape.matrices) if m.kind == kind and layer in m.layers]
         if block:
             elements += _block_elements(block, full)
+            statistics += sum(count * m.active_experts for m, count in block) * (
+                FP32_BYTES if device == "cpu" else work
+            )
         if kind == "attention" and len(block) == 2:
             # Values of a fused projection are a view: queries and keys before their rotation stay with them.
             elements += queries + keys
-    return in_norms + elements * work + statistics
+    return in_norms + elements * work + _attention_bytes(shape, work, device) + statistics
 
 
 def _block_elements(block: Sequence[tuple[MatrixShape, int]], full: bool) -> int:
@@ -65,7 +117,7 @@ def _block_elements(block: Sequence[tuple[MatrixShape, int]], full: bool) -> int
     """
     *into, (last, last_columns) = block
     active = last.active_experts
-    elements = sum(columns * matrix.active_experts for matrix, columns in block)
+    elements = 0
     if into and (full or any(columns for _, columns in into)):
         elements += into[0][0].d_in * active
     if full or last_columns:

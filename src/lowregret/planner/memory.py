@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from lowregret.planner.activations import FP32_BYTES, activation_bytes
+from lowregret.planner.activations import FAST_FAMILIES, FP32_BYTES, activation_bytes, fast_workspace
 from lowregret.planner.capacity import adapter_params
 from lowregret.planner.targets import select
 from lowregret.specs.adapter import AdapterSpec, FullSpec
@@ -250,6 +250,7 @@ def _activation_bytes(
             full=full,
             norms=norms,
             checkpointing=question.checkpointing,
+            device=question.device,
         )
         for lane_columns, full, norms in lanes
     )
@@ -294,7 +295,10 @@ def _workspace_bytes(
     work = BYTES[question.dtype]
     body = [(i, m) for i, m in enumerate(shape.matrices) if m.kind != "unembed"]
     widest = max(m.d_in + m.d_out + 2 * columns[i] for i, m in body)
-    backward = int(constants.transient_copies * _rows(question) * widest * work)
+    if shape.model_type in FAST_FAMILIES:
+        backward = _rows(question) * fast_workspace(shape) * (FP32_BYTES if question.device == "cpu" else work)
+    else:
+        backward = int(constants.transient_copies * _rows(question) * widest * work)
     hidden = 4 * _rows(question) * shape.hidden_size * work
     dequantised = max(m.d_in * m.d_out for _, m in body) * work if question.base == "nf4" else 0
     # The largest weight's gradient before it joins the accumulator; in bf16 also its random bits and rounded copy.
