@@ -3,7 +3,7 @@
     python benchmarks/peak.py --model smollm2-135m
 
 `memory.py` measures whole runs against their plans; this measures the steps alone, at token counts that the test names.
-Documents are random tokens, 256 of them each; 512 in the setting of rank 64.
+Documents are random tokens of unequal lengths, 256 of them on average; 512 in the setting of rank 64.
 """
 
 from __future__ import annotations
@@ -74,11 +74,21 @@ def peak_mib(source: str, rank: int | None, dtype: str, tokens: int, checkpointi
     rng, length = np.random.default_rng(0), 512 if rank == 64 else 256
     for _ in range(2):
         documents = [
-            TokenizedExample(tokens=rng.integers(0, model.vocab_size, length), completion=np.arange(length) > 0)
-            for _ in range(tokens // length)
+            TokenizedExample(tokens=rng.integers(0, model.vocab_size, each), completion=np.arange(each) > 0)
+            for each in unequal(tokens, length)
         ]
         train_step(model, microbatches({"s": documents}, tokens), optimizers, factor=1.0)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def unequal(total: int, mean: int) -> list[int]:
+    """Lengths that sum to `total` about a mean, the same every time.
+
+    >>> unequal(1024, 256)
+    [160, 352, 208, 304]
+    """
+    pairs = [(mean * 5 // 8, mean * 11 // 8), (mean * 13 // 16, mean * 19 // 16)]
+    return [length for index in range(total // mean // 2) for length in pairs[index % 2]]
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Writes docs/results.md from finished studies: findings, best rates, tuned losses, figures; nothing is typed by hand.
 
-    python scripts/results.py studies/laptop studies/ratio studies/certify-smollm2
+    python scripts/results.py studies/laptop studies/ratio studies/certify-smollm2   # without any: the page anew
 
-Of each study `docs/studies/NAME/` gets findings.json, the spec and the PNG figures. What they mean is said in
+Of each study `docs/studies/NAME/` gets findings.json, the spec, the PNG figures and its section of the page; the page is
+all sections there, so that a study can be added when the others' folders are gone. What they mean is said in
 papers/NAME.md, which is included where it exists; it holds no number that the tables do not.
 """
 
@@ -30,18 +31,20 @@ from lowregret.studies.surface import Refused, Surface, surfaces
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
+SECTION = "section.md"
 
 
 def main() -> None:
     """Write the page and copy what it shows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("studies", nargs="+", type=Path, help="finished study directories")
+    parser.add_argument("studies", nargs="*", type=Path, help="finished study directories")
     studies = [StudyDirectory.open(path) for path in parser.parse_args().studies]
-    parts = ["# Results", "", "Made by `scripts/results.py` from the studies' own folders."]
     for study in studies:
         _copy(study)
-        parts += ["", *_section(study)]
-    (DOCS / "results.md").write_text("\n".join(parts) + "\n")
+        (DOCS / "studies" / study.spec.name / SECTION).write_text("\n".join(_section(study)) + "\n")
+    parts = ["# Results\n\nMade by `scripts/results.py` from the studies' own folders.\n"]
+    parts += [file.read_text() for file in sorted((DOCS / "studies").glob(f"*/{SECTION}"))]
+    (DOCS / "results.md").write_text("\n".join(parts))
 
 
 def _copy(study: StudyDirectory) -> None:

@@ -134,7 +134,8 @@ MEASURED = [
     (FullSpec(), "fp32", 1024, True, 3334),
     (FullSpec(), "bf16", 512, False, 3705),
 ]
-"""Resident peak in MiB of two steps on SmolLM2-135M-Instruct, one thread, documents of 256 tokens (rank 64: 512)."""
+"""Resident peak in MiB of two steps on SmolLM2-135M-Instruct, one thread, documents of 256 tokens on average (rank 64:
+512): benchmarks/peak.py."""
 
 
 @pytest.mark.parametrize(("slot", "dtype", "tokens", "checkpointing", "peak"), MEASURED)
