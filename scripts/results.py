@@ -2,8 +2,8 @@
 
     python scripts/results.py studies/laptop studies/ratio studies/certify-smollm2   # without any: the page anew
 
-Of each study `docs/studies/NAME/` gets findings.json, the spec, the PNG figures and its section of the page; the page is
-all sections there, so that a study can be added when the others' folders are gone. What they mean is said in
+Of each study `docs/studies/NAME/` gets findings.json, the spec, the PNG figures and its section of the page; the page
+is all sections there, so that a study can be added when the others' folders are gone. What they mean is said in
 papers/NAME.md, which is included where it exists; it holds no number that the tables do not.
 """
 
