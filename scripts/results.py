@@ -18,6 +18,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from fidelity_tables import drops_table, forward_table
+
 from lowregret.specs import QuestionSpec
 from lowregret.store.run import RunDirectory
 from lowregret.store.study import STUDY, StudyDirectory
@@ -42,6 +44,7 @@ def main() -> None:
     for study in studies:
         _copy(study)
         (DOCS / "studies" / study.spec.name / SECTION).write_text("\n".join(_section(study)) + "\n")
+        _fill(DOCS / "fidelity.md", study)
     parts = ["# Results\n\nMade by `scripts/results.py` from the studies' own folders.\n"]
     parts += [file.read_text() for file in sorted((DOCS / "studies").glob(f"*/{SECTION}"))]
     (DOCS / "results.md").write_text("\n".join(parts))
@@ -87,10 +90,34 @@ def _section(study: StudyDirectory) -> list[str]:
         lines += _rates(index, question, outcomes_of(study, index))
         if question.protocol in REINFORCED:
             lines += _by_rate(study, index)
+        if question.protocol == "fidelity":
+            lines += _fidelity(outcomes_of(study, index))
     figures = sorted((DOCS / "studies" / spec.name).glob("*.png"))
     lines += ["", "### Figures", ""]
     lines += [f"![{figure.stem}](studies/{spec.name}/{figure.name})" for figure in figures]
     return lines
+
+
+def _fill(page: Path, study: StudyDirectory) -> None:
+    """Put a study's findings and tables between the lines of a page that are marked with its name."""
+    begin, end = f"<!-- {study.spec.name} -->", f"<!-- end of {study.spec.name} -->"
+    text = page.read_text()
+    if begin not in text:
+        return
+    before, rest = text.split(begin)
+    after = rest.split(end)[1]
+    lines = [begin, "", *_findings(study.read_findings())]
+    for index, question in enumerate(study.spec.questions):
+        if question.protocol == "fidelity":
+            lines += _fidelity(outcomes_of(study, index))
+    page.write_text(before + "\n".join([*lines, "", end]) + after)
+
+
+def _fidelity(outcomes: tuple[Outcome, ...]) -> list[str]:
+    """What each arithmetic lets act of the same masters, and what runs that train in it end with."""
+    forward = "Forward fidelity (share of the fp32 loss drop that acts), mean over seeds of estimate and interval:"
+    ended = "Held-out nats of runs that train in faithful and in usual arithmetic, mean over seeds:"
+    return ["", forward, *forward_table(outcomes), "", ended, *drops_table(outcomes)]
 
 
 def _command(environment: dict[str, Any]) -> str:
