@@ -1,4 +1,4 @@
-"""Tables of a fidelity study in Markdown, for docs/results.md and docs/fidelity.md; `scripts/results.py` writes them."""
+"""Markdown tables of a fidelity study for docs/results.md and docs/fidelity.md; `scripts/results.py` writes them."""
 
 from __future__ import annotations
 
