@@ -283,7 +283,9 @@ def test_dynamics_are_kept_with_the_cells(materials: Path, tmp_path: Path):
     assert "rank 64 or more" in finding["settles"]
 
 
-def test_fidelity_measures_what_is_faithful_and_judges_it_against_the_usual(materials: Path, tmp_path: Path):
+def test_fidelity_measures_what_is_faithful_and_judges_it_against_the_usual(
+    materials: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     out = tmp_path / "fidelity"
     given = [*flags(materials, "--fidelity-at", "1,4", *RATES, "--out", str(out), protocol="fidelity")]
     given[given.index("--dtype") + 1] = "bf16"
@@ -308,6 +310,10 @@ def test_fidelity_measures_what_is_faithful_and_judges_it_against_the_usual(mate
             assert record.validation[0] == usual.validation[0]
             assert record.validation[1:] != usual.validation[1:]
     assert [finding["claim"] for finding in findings(out)] == ["C13", "C13b", "C13c", "C13d", "C13e"]
+    capsys.readouterr()
+    run(["diagnose", str(out), "--json"])
+    # Its copies to nearest are what the study is about, and no fault.
+    assert "update-swallowed" not in {symptom["rule"] for symptom in json.loads(capsys.readouterr().out)["symptoms"]}
     report = (out / "report.html").read_text()
     assert "merged stochastic" in report
     assert {"1-fidelity-forward-r4.png", "1-fidelity-share-rates.png", "1-fidelity-rates.png"} <= set(

@@ -9,10 +9,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lowregret.specs import Arm
+from lowregret.specs import Arm, DataSpec, QuestionSpec
 from lowregret.store.study import ForwardFidelity
-from lowregret.studies.claims import c13, c13b, c13c, c13d, c13e
+from lowregret.studies.claims import CLAIMS_OF, c13, c13b, c13c, c13d, c13e
 from lowregret.studies.outcome import Outcome
+from lowregret.studies.simulate import power_table
 from lowregret.studies.surface import Refused, surfaces
 from lowregret.studies.swallowing import ADD, FORWARD, NEAREST, cut_at, pairs, reached, shares
 from studies.cells import GRID, full, lora
@@ -217,3 +218,21 @@ def test_cells_cut_at_a_step_are_shorter_runs():
     assert {outcome.arm.steps for outcome in cut} == {2}
     assert len(cut) == len(outcomes)
     assert cut[0].final_test == outcomes[0].test[2]
+
+
+def test_bases_of_several_widths_are_told_apart_and_compared_with_their_own_full_fine_tuning():
+    wide = [replace(o, arm=replace(o.arm, width=256), lr=o.lr * (4 if o.arm.method == "lora" else 1)) for o in study()]
+    outcomes = [*study(), *wide]
+    details = dict(c13e(outcomes).details)
+    assert details["ratio of LR*, r16 width 128, 4 steps, faithful"] == pytest.approx(1, abs=0.02)
+    assert details["ratio of LR*, r16 width 256, 4 steps, faithful"] == pytest.approx(4, abs=0.1)
+    forward = dict(c13(outcomes).details)
+    assert "forward fidelity, r16 width 256, add, step 1" in forward
+    assert len([name for name in forward if name.endswith("add, step 1")]) == 2
+
+
+def test_power_is_told_for_every_claim_of_the_protocol():
+    question = QuestionSpec(protocol="fidelity", data=DataSpec(source="d"), ranks=(16,))
+    rows = power_table(question, studies=4)
+    assert {row["claim"] for row in rows} == set(CLAIMS_OF["fidelity"])
+    assert len({(row["claim"], row["truth"]) for row in rows}) == 10

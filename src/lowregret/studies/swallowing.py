@@ -74,6 +74,14 @@ def pairs(found: Mapping[Arm, Surface]) -> tuple[Pair, ...]:
     return tuple(made)
 
 
+def labels(found: Sequence[Pair]) -> dict[Arm, str]:
+    """Short names of the faithful arms; with the width where a study has several bases."""
+    widths = {pair.arm.width for pair in found}
+    return {
+        pair.arm: f"{pair.arm.label} width {pair.arm.width}" if len(widths) > 1 else pair.arm.label for pair in found
+    }
+
+
 def shortest(found: Sequence[Pair]) -> tuple[Pair, ...]:
     """The pairs with the fewest steps: what a claim about small updates is about."""
     fewest = min(pair.arm.steps for pair in found)

@@ -20,6 +20,7 @@ from lowregret.studies.swallowing import (
     cells_at,
     cut_at,
     forward,
+    labels,
     log10_shift,
     measured_steps,
     pairs,
@@ -41,10 +42,11 @@ def swallowed(asked: Asked) -> tuple[Chart, ...]:
         return ()
     longest = max(pair.arm.steps for pair in found)
     last = [pair for pair in found if pair.arm.steps == longest]
+    names = labels(last)
     charts = [
-        *(chart for pair in last for chart in _forward(asked, pair)),
-        *_share_against_steps(asked, last),
-        *_share_against_rate(asked, last),
+        *(chart for pair in last for chart in _forward(asked, pair, names[pair.arm])),
+        *_share_against_steps(asked, last, names),
+        *_share_against_rate(asked, last, names),
         *_shift_against_steps(asked),
     ]
     return tuple(charts)
@@ -54,7 +56,7 @@ def _one_seed(asked: Asked) -> bool:
     return len({outcome.seed for outcome in asked.outcomes}) == 1
 
 
-def _forward(asked: Asked, pair: Pair) -> list[Chart]:
+def _forward(asked: Asked, pair: Pair, label: str) -> list[Chart]:
     """Forward fidelity against steps at the pair's rate, and against rates after the first measured step."""
     names = arithmetics(cells_at(pair.faithful, pair.column))
     styles = {name: rank_style(place, len(names), place) for place, name in enumerate(names)}
@@ -68,11 +70,11 @@ def _forward(asked: Asked, pair: Pair) -> list[Chart]:
     if not steps:
         return []
     by_rate = {name: _by_rate(pair.faithful, name, steps[0]) for name in names}
-    label = pair.arm.label
+    key = label.replace(" ", "-")
     told = f"of {label}'s fp32 masters, trained in faithful arithmetic; {SEEDS}."
     return [
         Chart(
-            key=f"{asked.key}-forward-{label}",
+            key=f"{asked.key}-forward-{key}",
             title=f"Forward fidelity of {label} against steps",
             x_title="optimizer steps (log scale)",
             y_title="loss drop over the drop in fp32",
@@ -84,7 +86,7 @@ def _forward(asked: Asked, pair: Pair) -> list[Chart]:
             levels=(_passes(asked),),
         ),
         Chart(
-            key=f"{asked.key}-forward-rates-{label}",
+            key=f"{asked.key}-forward-rates-{key}",
             title=f"Forward fidelity of {label} after step {steps[0]}, against learning rate",
             x_title="learning rate (log scale)",
             y_title="loss drop over the drop in fp32",
@@ -114,7 +116,7 @@ def _passes(asked: Asked) -> Level:
     return Level(axis="y", low=1 - margin, high=1 + margin, text=f"acts: 1 ± {margin:g}")
 
 
-def _share_against_steps(asked: Asked, found: Sequence[Pair]) -> list[Chart]:
+def _share_against_steps(asked: Asked, found: Sequence[Pair], names: Mapping[Arm, str]) -> list[Chart]:
     """Trajectory fidelity at every evaluated step: the dead zone."""
     series: list[Series] = []
     last = 1
@@ -123,7 +125,7 @@ def _share_against_steps(asked: Asked, found: Sequence[Pair]) -> list[Chart]:
         if points:
             last = max(last, pair.arm.steps)
             series.append(
-                with_intervals(f"{pair.arm.label} at {pair.rate:.2g}", points, _style(asked, pair), kind="line")
+                with_intervals(f"{names[pair.arm]} at {pair.rate:.2g}", points, _style(asked, pair), kind="line")
             )
     if not series:
         return []
@@ -142,7 +144,7 @@ def _share_against_steps(asked: Asked, found: Sequence[Pair]) -> list[Chart]:
     return [chart]
 
 
-def _share_against_rate(asked: Asked, found: Sequence[Pair]) -> list[Chart]:
+def _share_against_rate(asked: Asked, found: Sequence[Pair], names: Mapping[Arm, str]) -> list[Chart]:
     """Trajectory fidelity at the end, at every learning rate."""
     series: list[Series] = []
     for pair in found:
@@ -152,7 +154,7 @@ def _share_against_rate(asked: Asked, found: Sequence[Pair]) -> list[Chart]:
             if by_step:
                 points[rate] = by_step[max(by_step)]
         if points:
-            series.append(with_intervals(pair.arm.label, points, _style(asked, pair), kind="line"))
+            series.append(with_intervals(names[pair.arm], points, _style(asked, pair), kind="line"))
     if not series:
         return []
     chart = Chart(
@@ -182,9 +184,14 @@ def _shift_against_steps(asked: Asked) -> list[Chart]:
     """By how much LR* differs between the arithmetics, from the cells as they were after each evaluated step."""
     steps = sorted({step for outcome in asked.outcomes for step in outcome.steps if step > 0})
     lines: dict[Arm, dict[float, Floats]] = {}
+    names: dict[Arm, str] = {}
     for step in steps:
-        for pair, shift in _shifts(asked, step):
-            lines.setdefault(replace(pair.arm, steps=0), {})[log_step(step)] = shift
+        shifts = _shifts(asked, step)
+        named = labels([pair for pair, _ in shifts])
+        for pair, shift in shifts:
+            arm = replace(pair.arm, steps=0)
+            lines.setdefault(arm, {})[log_step(step)] = shift
+            names[arm] = named[pair.arm]
     if not lines:
         return []
     margin = asked.margins.rate_shift
@@ -196,7 +203,7 @@ def _shift_against_steps(asked: Asked) -> list[Chart]:
         x_title="optimizer steps (log scale)",
         y_title="decades of LR*, usual minus faithful",
         x_log=True,
-        series=tuple(with_intervals(arm.label, points, styles[arm]) for arm, points in lines.items()),
+        series=tuple(with_intervals(names[arm], points, styles[arm]) for arm, points in lines.items()),
         caption="LR*: vertex of a quadratic in log LR fitted to each seed's validation loss after so many steps (at a "
         f"constant learning rate, that of a run of this length); paired by seed, {SEEDS}. Lengths at which LR* can't "
         "be read, such as minima on the grid's edge, are left out. Shaded: not moved.",

@@ -20,6 +20,7 @@ from lowregret.studies.swallowing import (
     arithmetics,
     cells_at,
     forward,
+    labels,
     measured_steps,
     pairs,
     shared_error,
@@ -47,9 +48,9 @@ def c13(outcomes: Sequence[Outcome], margins: Margins | None = None, *, model: s
         found = shortest(pairs(aligned(in_question(surfaces(outcomes)), margins.least_seeds)))
         parts: list[Evidence] = []
         details: list[tuple[str, float]] = []
-        for pair in found:
-            parts += _parts(pair, margins)
-            details += [(f"learning rate of {pair.arm.label}", pair.rate), *_others(pair)]
+        for pair, name in zip(found, labels(found).values(), strict=True):
+            parts += _parts(pair, name, margins)
+            details += [(f"learning rate of {name}", pair.rate), *_others(pair, name)]
         return Weighed(parts=tuple(parts), used=tuple(pair.faithful for pair in found), details=tuple(details))
 
     return judged("C13", QUESTION, outcomes, rule, model=model)
@@ -71,27 +72,25 @@ def _belongs(arm: Arm) -> bool:
     return arm.method == "full" or (arm.alpha == ALPHA and arm.targets == ("all",))
 
 
-def _parts(pair: Pair, margins: Margins) -> list[Evidence]:
+def _parts(pair: Pair, label: str, margins: Margins) -> list[Evidence]:
     """Of the usual and of the faithful arithmetic."""
     steps = measured_steps(pair.faithful, pair.column)
     if not steps:
-        raise Refused(f"the forward fidelity of {pair.arm.label} was not measured", "a fidelity study in bf16")
+        raise Refused(f"the forward fidelity of {label} was not measured", "a fidelity study in bf16")
     low, high = 1 - margins.fidelity, 1 + margins.fidelity
     faithful, usual = FORWARD[pair.arm.method]
     parts: list[Evidence] = []
     for arithmetic, ends in ((usual, (-math.inf, low)), (faithful, (low, high))):
         rows = forward(pair.faithful, pair.column, step=steps[0], arithmetic=arithmetic)
         if not rows:
-            raise Refused(
-                f"{arithmetic} was not measured in every seed of {pair.arm.label}", "a fidelity study in bf16"
-            )
-        quantity = f"forward fidelity of {arithmetic} after step {steps[0]}, {pair.arm.label}"
+            raise Refused(f"{arithmetic} was not measured in every seed of {label}", "a fidelity study in bf16")
+        quantity = f"forward fidelity of {arithmetic} after step {steps[0]}, {label}"
         error = shared_error(rows)
         parts.append(weigh(quantity, values_of(rows), *ends, margins=margins, shared_error=error))
     return parts
 
 
-def _others(pair: Pair) -> list[tuple[str, float]]:
+def _others(pair: Pair, label: str) -> list[tuple[str, float]]:
     """Mean over seeds of every arithmetic after every measured step."""
     cells = cells_at(pair.faithful, pair.column)
     details: list[tuple[str, float]] = []
@@ -99,6 +98,6 @@ def _others(pair: Pair) -> list[tuple[str, float]]:
         for arithmetic in arithmetics(cells):
             rows = forward(pair.faithful, pair.column, step=step, arithmetic=arithmetic)
             if rows:
-                name = f"forward fidelity, {pair.arm.label}, {arithmetic}, step {step}"
+                name = f"forward fidelity, {label}, {arithmetic}, step {step}"
                 details.append((name, float(values_of(rows).mean())))
     return details

@@ -12,7 +12,7 @@ from lowregret.studies.finding import Finding
 from lowregret.studies.margins import Margins
 from lowregret.studies.outcome import Outcome
 from lowregret.studies.surface import Refused, aligned, surfaces
-from lowregret.studies.swallowing import HALF, NEARLY_ALL, Pair, pairs, reached, shares, shortest
+from lowregret.studies.swallowing import HALF, NEARLY_ALL, Pair, labels, pairs, reached, shares, shortest
 from lowregret.studies.verdicts import Evidence, Weighed, judged, weigh
 
 QUESTION = "Does a run in usual bf16 arithmetic end with less of the loss drop than one in faithful arithmetic?"
@@ -33,26 +33,26 @@ def c13b(outcomes: Sequence[Outcome], margins: Margins | None = None, *, model: 
 
     def rule() -> Weighed:
         found = pairs(aligned(in_question(surfaces(outcomes)), margins.least_seeds))
-        judged_pairs = shortest(found)
-        parts = tuple(_part(pair, margins) for pair in judged_pairs)
+        judged_pairs, names = shortest(found), labels(found)
+        parts = tuple(_part(pair, names[pair.arm], margins) for pair in judged_pairs)
         used = tuple(surface for pair in judged_pairs for surface in (pair.faithful, pair.usual))
-        details = [row for pair in found for row in (*_dead_zone(pair), *_curve(pair))]
+        details = [row for pair in found for tell in (_dead_zone, _curve) for row in tell(pair, names[pair.arm])]
         return Weighed(parts=parts, used=used, details=tuple(details))
 
     return judged("C13b", QUESTION, outcomes, rule, model=model)
 
 
-def _part(pair: Pair, margins: Margins) -> Evidence:
+def _part(pair: Pair, label: str, margins: Margins) -> Evidence:
     steps, values = shares(pair)
     last = values[:, -1]
     if not np.isfinite(last).all():
-        raise Refused(f"the loss of {pair.arm.label} does not fall in {steps[-1]} steps", "another learning rate")
-    quantity = f"share of the faithful loss drop after {steps[-1]} steps, {pair.arm.label}"
+        raise Refused(f"the loss of {label} does not fall in {steps[-1]} steps", "another learning rate")
+    quantity = f"share of the faithful loss drop after {steps[-1]} steps, {label}"
     return weigh(quantity, last, -math.inf, 1 - margins.fidelity, margins=margins)
 
 
-def _curve(pair: Pair) -> list[tuple[str, float]]:
-    named = f"share of the drop, {pair.arm.label}, run of {pair.arm.steps}"
+def _curve(pair: Pair, label: str) -> list[tuple[str, float]]:
+    named = f"share of the drop, {label}, run of {pair.arm.steps}"
     steps, values = _told(pair)
     means = values.mean(axis=0)
     return [
@@ -60,11 +60,11 @@ def _curve(pair: Pair) -> list[tuple[str, float]]:
     ]
 
 
-def _dead_zone(pair: Pair) -> list[tuple[str, float]]:
+def _dead_zone(pair: Pair, label: str) -> list[tuple[str, float]]:
     steps, values = _told(pair)
     details: list[tuple[str, float]] = []
     for share in (HALF, NEARLY_ALL):
-        named = f"{share:.0%} of the drop, {pair.arm.label}, run of {pair.arm.steps}"
+        named = f"{share:.0%} of the drop, {label}, run of {pair.arm.steps}"
         step = reached(steps, values.mean(axis=0), share) if steps else None
         if step is not None:
             details.append((f"first step with {named}", float(step)))

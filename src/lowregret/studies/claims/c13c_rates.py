@@ -15,7 +15,7 @@ from lowregret.studies.margins import Margins
 from lowregret.studies.outcome import Arm, Outcome
 from lowregret.studies.students_t import Floats
 from lowregret.studies.surface import Refused, Surface, aligned, surfaces
-from lowregret.studies.swallowing import Pair, log10_shift, pairs, shortest
+from lowregret.studies.swallowing import Pair, labels, log10_shift, pairs, shortest
 from lowregret.studies.verdicts import Weighed, judged, weigh
 
 RAISES = "Does usual bf16 arithmetic raise {what}'s best learning rate in short runs?"
@@ -92,22 +92,24 @@ def _used(found: Sequence[Pair]) -> dict[Arm, Surface]:
 def _each(found: Sequence[Pair]) -> list[tuple[str, float]]:
     """LR* of every pair in both arithmetics, geometric means over seeds; an arm without one is left out."""
     details: list[tuple[str, float]] = []
+    names = labels(found)
     for pair in found:
         for kind, surface in (("faithful", pair.faithful), ("usual", pair.usual)):
             try:
                 best = math.exp(float(log_best_rates(surface).mean()))
             except Refused:
                 continue
-            details.append((f"LR* of {pair.arm.label}, {pair.arm.steps} steps, {kind}", best))
+            details.append((f"LR* of {names[pair.arm]}, {pair.arm.steps} steps, {kind}", best))
     return details
 
 
 def _ratios(found: Sequence[Pair]) -> list[tuple[str, float]]:
     """LoRA's LR* over FullFT's in both arithmetics, by rank and run length."""
     details: list[tuple[str, float]] = []
-    full = {pair.arm.steps: pair for pair in found if pair.arm.method == "full"}
+    names = labels(found)
+    full = {_base(pair): pair for pair in found if pair.arm.method == "full"}
     for pair in found:
-        beside = full.get(pair.arm.steps)
+        beside = full.get(_base(pair))
         if pair.arm.method == "full" or beside is None:
             continue
         for kind in ("faithful", "usual"):
@@ -115,6 +117,11 @@ def _ratios(found: Sequence[Pair]) -> list[tuple[str, float]]:
                 logs = log_best_rates(getattr(pair, kind)) - log_best_rates(getattr(beside, kind))
             except Refused:
                 continue
-            name = f"ratio of LR*, {pair.arm.label}, {pair.arm.steps} steps, {kind}"
+            name = f"ratio of LR*, {names[pair.arm]}, {pair.arm.steps} steps, {kind}"
             details.append((name, math.exp(float(logs.mean()))))
     return details
+
+
+def _base(pair: Pair) -> tuple[int, int, int]:
+    """What full fine-tuning must share with an adapter to be compared with it."""
+    return (pair.arm.width, pair.arm.batch_size, pair.arm.steps)
