@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,14 @@ import pytest
 import torch
 from tests.tiny import VOCABULARY, bank_on, randomise_b, tiny_llama
 from torch import Tensor
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from lowregret.adapters.bank import AdapterBank
 from lowregret.adapters.routing import Routing
 from lowregret.batches import Completion, Rollout, RolloutGroup
 from lowregret.models.attention import Packing
 from lowregret.models.causal_lm import CausalLM
+from lowregret.models.fused import rms_norm_reference
 from lowregret.objectives.policy_gradient import Sampled, sequence_ratios, surrogate, token_ratios, weights
 from lowregret.sampling.sampler import Request, Sampler
 from lowregret.specs import AdapterSpec, OptimSpec, PolicyGradientSpec, RewardSpec, RLSpec, SamplingSpec
@@ -90,6 +93,9 @@ def loglikelihood_gradient(bank: AdapterBank, slot: str, prompt: tuple[int, ...]
     b = {site: v.clone().requires_grad_() for site, v in weights_of.b_of.items()}
     plain: Any = tiny_llama().double()
     plain.requires_grad_(False)
+    for module in plain.modules():
+        if isinstance(module, LlamaRMSNorm):  # transformers' takes fp32 for its norm, whatever the model's format
+            module.forward = partial(rms_norm_reference, weight_D=module.weight, eps=module.variance_epsilon)
     scaling = weights_of.spec.scaling
     for site in a:
         linear = plain.get_submodule(site)

@@ -53,7 +53,7 @@ def test_traced_gradients_are_autograds() -> None:
 
     handle = bank.sites[site].register_forward_hook(bumped)
     with lm.routed(Routing.from_lengths({None: batch.tokens.numel()})):
-        logits = lm.logits(lm.hidden(batch))
+        logits = lm.logits(lm.hidden(batch, module_by_module=True))
     handle.remove()
     losses = torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none")
     (losses * batch.weights).sum().backward()

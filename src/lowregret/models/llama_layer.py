@@ -29,7 +29,9 @@ Site = nn.Linear | AdaptedLinear
 class Around:
     """What all layers of one forward share.
 
-    >>> Around(cos=torch.ones(1, 4), sin=torch.zeros(1, 4), attending=None, gradients={}, recompute=False).recompute
+    >>> from lowregret.models.attention import Packing
+    >>> alone = Packing(lengths=(1,))
+    >>> Around(cos=torch.ones(1, 4), sin=torch.zeros(1, 4), attending=alone, gradients={}, recompute=False).recompute
     False
     """
 
