@@ -40,7 +40,7 @@ from lowregret.training.rl import train_rl
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "rl_loop.py"
 WORDS = ("<end>", *"0123456789", "max", "=")
-STEPS = 5
+STEPS = 4
 
 
 def recipe() -> Any:
