@@ -160,6 +160,8 @@ OPTIONS = {
 --merge
 --dtype {bf16,fp32}
 --rounding {stochastic,nearest}
+--verify-documents N
+--model TEXT
 --push TEXT
 --json
 --debug
