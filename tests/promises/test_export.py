@@ -1,4 +1,4 @@
-"""What is written loads in peft and transformers with the same logits; a merge that changes nothing is an error."""
+"""What is written loads in peft and transformers with the same logits; a merge that loses the update is an error."""
 
 from __future__ import annotations
 
@@ -105,25 +105,38 @@ def test_merged_equals_unmerged_in_fp32_and_transformers_loads_it(tmp_path: Path
     )
 
 
-def test_a_bf16_merge_reports_the_share_that_survives(tmp_path: Path) -> None:
+def test_a_bf16_merge_reports_the_share_that_survives_and_refuses_what_does_not(tmp_path: Path) -> None:
     model = folder_of(tmp_path / "model", tied=False)
     _, bank = bank_with(model, SPECS["all"], scale=1e-5)
     arguments: dict[str, Any] = {"examples": [], "tokens_per_microbatch": 512, "model": model, "dtype": "bf16"}
     faithful = export_merged(stored(bank), tmp_path / "s", rounding="stochastic", **arguments)
-    rounded = export_merged(stored(bank), tmp_path / "n", rounding="nearest", **arguments)
-    assert faithful.weights is not None
-    assert rounded.weights is not None
     assert faithful.weights.share_of_update == pytest.approx(1.0, abs=0.15)
-    assert rounded.weights.share_of_update < 0.5
     assert transformers_logits(tmp_path / "s", torch.bfloat16).isfinite().all()
+    with pytest.raises(ExportError, match=r"of the update: the rest is below the rounding; use --rounding stochastic"):
+        export_merged(stored(bank), tmp_path / "n", rounding="nearest", **arguments)
+    assert not (tmp_path / "n").exists()
 
 
 def test_a_merge_that_changes_nothing_is_an_error_that_names_the_cure(tmp_path: Path) -> None:
     model = folder_of(tmp_path / "model", tied=True)
     _, bank = bank_with(model, SPECS["all"], scale=1e-9)
     arguments: dict[str, Any] = {"examples": [], "tokens_per_microbatch": 512}
-    with pytest.raises(ExportError, match="stochastic"):
+    with pytest.raises(ExportError, match=r"changes no weight.*use --rounding stochastic or --dtype fp32"):
         export_merged(stored(bank), tmp_path / "m", model=model, dtype="bf16", rounding="nearest", **arguments)
+    assert not (tmp_path / "m").exists()
+    base = load_module(model, dtype=torch.float32, device=torch.device("cpu"))
+    masters = {name: parameter.detach() * (1 + 2**-12) for name, parameter in base.named_parameters()}
+    with pytest.raises(ExportError, match="changes no weight"):
+        export_full(masters, tmp_path / "m", model=model, dtype="bf16", rounding="nearest", **arguments)
+
+
+def test_an_adapter_without_an_update_has_no_fidelity(tmp_path: Path) -> None:
+    model = folder_of(tmp_path / "model", tied=True)
+    _, bank = bank_with(model, SPECS["all"], scale=0.0)
+    example = TokenizedExample(tokens=TOKENS.int().numpy(), completion=(TOKENS > 0).numpy())
+    arguments: dict[str, Any] = {"examples": [example] * 2, "tokens_per_microbatch": 512, "dtype": "bf16"}
+    with pytest.raises(ExportError, match="changes the loss of no held-out document"):
+        export_merged(stored(bank), tmp_path / "m", model=model, rounding="stochastic", **arguments)
     assert not (tmp_path / "m").exists()
 
 
@@ -143,7 +156,8 @@ def test_full_weights_are_written_and_read_back(tmp_path: Path) -> None:
     model = folder_of(tmp_path / "model", tied=True)
     module = load_module(model, dtype=torch.float32, device=torch.device("cpu"))
     masters = {name: p.detach() + 0.01 for name, p in module.named_parameters()}
-    export_full(masters, tmp_path / "m", model=model, dtype="fp32", rounding="nearest")
+    arguments: dict[str, Any] = {"examples": [], "tokens_per_microbatch": 512}
+    export_full(masters, tmp_path / "m", model=model, dtype="fp32", rounding="nearest", **arguments)
     written = load_module(replace(model, path=tmp_path / "m"), dtype=torch.float32, device=torch.device("cpu"))
     assert all(torch.equal(p, masters[name]) for name, p in written.named_parameters())
 

@@ -161,6 +161,8 @@ OPTIONS = {
 --merge
 --dtype {bf16,fp32}
 --rounding {stochastic,nearest}
+--verify-documents N
+--model TEXT
 --push TEXT
 --json
 --debug

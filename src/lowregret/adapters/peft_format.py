@@ -39,6 +39,8 @@ class StoredAdapter:
     """A by module name, [rank, d_in]."""
     b_of: Mapping[str, Tensor]
     """B by module name, [d_out, rank]."""
+    base_model: str = ""
+    """What the folder says its base is; empty where it does not say."""
 
 
 def write_adapter(
@@ -91,7 +93,8 @@ def read_adapter(folder: Path) -> StoredAdapter:
             b_of[site] = tensor
         else:
             raise ExportError(f"{folder / WEIGHTS_FILE}: tensor {key!r} is not a LoRA weight")
-    return StoredAdapter(rank=rank, alpha=alpha, a_of=a_of, b_of=b_of)
+    base_model = str(config.get("base_model_name_or_path") or "")
+    return StoredAdapter(rank=rank, alpha=alpha, a_of=a_of, b_of=b_of, base_model=base_model)
 
 
 def join_stored(bank: AdapterBank, slot: str, stored: StoredAdapter) -> None:

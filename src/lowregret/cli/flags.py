@@ -155,10 +155,12 @@ class Export:
     lowregret export runs/mine --slot r8 --out adapters/mine
 
     lowregret export runs/mine --slot r8 --merge --out models/mine
+
+    lowregret export some/adapter --merge --model some/base --out models/mine
     """
 
     run: Positional[Path]
-    """A run directory."""
+    """A run directory, or the folder of a PEFT adapter."""
     out: Path
     """Folder to write, new or empty."""
     slot: Text = None
@@ -169,6 +171,11 @@ class Export:
     """Format of the written weights (adapters fp32, models bf16)."""
     rounding: Annotated[Literal["stochastic", "nearest"] | None, QUIET] = None
     """How merged weights become bf16 (stochastic: to nearest drops most of a small update)."""
+    verify_documents: Whole = None
+    """Held-out documents, of validation and then of test, on which a bf16 model must act as what was trained (64). 0
+    leaves it unverified."""
+    model: Text = None
+    """Base of an adapter's folder (what the adapter names). A run knows its own."""
     push: Text = None
     """Upload the folder to this hub repository."""
     json: Switch = False

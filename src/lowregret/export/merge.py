@@ -1,4 +1,4 @@
-"""Merges an adapter into its base: W + (alpha / r) B A, summed in fp32 and rounded once.
+"""Brings an update into a model's weights, summed in fp32 and rounded once: W + (alpha / r) B A, or trained masters.
 
 In bf16 the default rounding is stochastic: rounding to nearest drops every element of the update that is under half a
 unit in the last place of the weight, most of a small update (science.md, the table of merges).
@@ -6,6 +6,7 @@ unit in the last place of the weight, most of a small update (science.md, the ta
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -21,21 +22,57 @@ from lowregret.specs import Rounding
 
 @dataclass(frozen=True, kw_only=True)
 class MergeReport:
-    """What of the update is in the merged weights.
+    """What of the update is in the written weights.
 
     >>> MergeReport(share_of_update=1.0, share_of_weights_moved=0.5).share_of_update
     1.0
     """
 
     share_of_update: float
-    """<dW merged, dW> / |dW|^2 over all adapted matrices: 1 where the whole update arrived."""
+    """<dW written, dW> / |dW|^2 over all trained matrices: 1 where the whole update arrived."""
     share_of_weights_moved: float
-    """Share of adapted weights that differ from the base in the target format."""
+    """Share of trained weights that differ from the base in the target format."""
+
+
+def cure(dtype: torch.dtype, rounding: Rounding) -> str:
+    """What to ask for instead, where an update did not survive its rounding."""
+    stochastic = "--rounding stochastic or " if dtype == torch.bfloat16 and rounding == "nearest" else ""
+    return f"use {stochastic}--dtype fp32"
 
 
 def rounded(value: Tensor, dtype: torch.dtype, rounding: Rounding, generator: torch.Generator) -> Tensor:
     """fp32 values in the target format."""
     return rounded_to_bf16(value, rounding, generator) if dtype == torch.bfloat16 else value.to(dtype)
+
+
+class _Tally:
+    """Sums up, matrix by matrix, what was wanted and what arrived."""
+
+    def __init__(self) -> None:
+        self._dot = self._norm = 0.0
+        self._moved = self._total = 0
+
+    def add(self, weight: Tensor, delta: Tensor, written: Tensor) -> None:
+        """One matrix: the base's fp32 weight, the update wanted, and the new weight in the target format."""
+        base = weight.to(written.dtype)
+        arrived = written.float() - base.float()
+        self._dot += float((arrived * delta).double().sum())
+        self._norm += float(delta.double().square().sum())
+        self._moved += int((written != base).sum())
+        self._total += delta.numel()
+
+    def report(self, dtype: torch.dtype, rounding: Rounding) -> MergeReport:
+        """The shares.
+
+        Raises:
+            ExportError: there is an update, and no weight has changed.
+        """
+        if self._norm > 0 and self._moved == 0:
+            raise ExportError(f"the merge changes no weight: the update is below the rounding; {cure(dtype, rounding)}")
+        return MergeReport(
+            share_of_update=self._dot / self._norm if self._norm else 1.0,
+            share_of_weights_moved=self._moved / max(1, self._total),
+        )
 
 
 @torch.no_grad()
@@ -56,28 +93,47 @@ def merge(
         ExportError: the merge would change no weight at all.
     """
     generator = torch.Generator().manual_seed(seed)
-    dot = norm = 0.0
-    moved = total = 0
+    tally = _Tally()
     merged: dict[str, Tensor] = {}
     for site, a_RD in stored.a_of.items():
         weight = cast(Tensor, model.get_submodule(site).weight)
         delta = (stored.alpha / stored.rank) * (stored.b_of[site].float() @ a_RD.float())
         merged[site] = rounded(weight + delta, dtype, rounding, generator)
-        base = weight.to(dtype)
-        arrived = merged[site].float() - (weight if dtype == torch.float32 else base.float())
-        dot += float((arrived * delta).double().sum())
-        norm += float(delta.double().square().sum())
-        moved += int((merged[site] != base).sum())
-        total += delta.numel()
-    if norm > 0 and moved == 0:
-        raise ExportError(
-            "the merge changes no weight: the update is below the rounding; use --rounding stochastic or --dtype fp32"
-        )
+        tally.add(weight, delta, merged[site])
+    report = tally.report(dtype, rounding)
     cast_parameters(model, dtype)
     _untie_if_adapted(model, stored)
     for site, weight in merged.items():
         cast(Any, model.get_submodule(site)).weight = nn.Parameter(weight, requires_grad=False)
-    return MergeReport(share_of_update=dot / norm if norm else 1.0, share_of_weights_moved=moved / max(1, total))
+    return report
+
+
+@torch.no_grad()
+def replace_weights(
+    model: nn.Module, masters: Mapping[str, Tensor], *, dtype: torch.dtype, rounding: Rounding, seed: int = 0
+) -> MergeReport:
+    """Put trained fp32 masters in the place of an fp32 model's weights, which then has `dtype`.
+
+    Args:
+        model: fp32, the caller's own.
+        masters: by parameter name, flat or in shape; weights not named are rounded to nearest.
+
+    Raises:
+        ExportError: no weight would change at all.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    tally = _Tally()
+    parameters = dict(model.named_parameters())
+    written: dict[str, Tensor] = {}
+    for name, master in masters.items():
+        weight = parameters[name].detach()
+        written[name] = rounded(master.view(weight.shape), dtype, rounding, generator)
+        tally.add(weight, master.view(weight.shape) - weight, written[name])
+    report = tally.report(dtype, rounding)
+    cast_parameters(model, dtype)
+    for name, weight in written.items():
+        parameters[name].data = weight.clone()
+    return report
 
 
 def _untie_if_adapted(model: nn.Module, stored: StoredAdapter) -> None:

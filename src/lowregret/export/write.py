@@ -1,10 +1,13 @@
-"""Writes an adapter or a merged model, reads it back, compares logits, and only then says so."""
+"""Writes an adapter or a merged model, reads it back, compares logits, and only then says so.
+
+A merged model in bf16 is verified before it is written: what fails leaves no folder behind.
+"""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -17,12 +20,11 @@ from lowregret.adapters.routing import Routing
 from lowregret.batches import TokenizedExample
 from lowregret.data.packing import pack
 from lowregret.errors import ExportError
-from lowregret.export.merge import MergeReport, Rounding, merge, rounded
+from lowregret.export.merge import MergeReport, Rounding, merge, replace_weights
+from lowregret.export.verify import Verification, Verifier, require_faithful, require_present
 from lowregret.models.causal_lm import CausalLM
-from lowregret.models.load import DTYPES, cast_parameters, load_module, with_bank
+from lowregret.models.load import DTYPES, load_module, with_bank
 from lowregret.models.locate import ModelFolder
-from lowregret.training.evaluate import BASE, HeldOut, evaluate
-from lowregret.training.measure import Fidelity, forward_fidelity
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -40,15 +42,15 @@ TOKENIZER_FILES = (
 class MergedModel:
     """What was written and how much of the update is in it.
 
-    >>> MergedModel(folder=Path("m"), weights=None, fidelity=None).fidelity is None
+    >>> report = MergeReport(share_of_update=1.0, share_of_weights_moved=0.5)
+    >>> MergedModel(folder=Path("m"), weights=report, verification=None).verification is None
     True
     """
 
     folder: Path
-    weights: MergeReport | None
-    """None for full fine-tuning, which has no update to merge."""
-    fidelity: Fidelity | None
-    """Share of the loss drop that survives, where held-out examples were given."""
+    weights: MergeReport
+    verification: Verification | None
+    """None where no held-out documents were given, and in fp32, where nothing is rounded."""
 
 
 def export_adapter(source: Path, folder: Path, *, model: ModelFolder, dtype: str) -> Path:
@@ -77,76 +79,84 @@ def export_merged(
     model: ModelFolder,
     dtype: str,
     rounding: Rounding,
-    examples: list[TokenizedExample],
+    examples: Sequence[TokenizedExample],
     tokens_per_microbatch: int,
     notify: Callable[[str], None] = lambda _: None,
 ) -> MergedModel:
-    """Merge, write, read back, compare logits, and measure the share of the loss drop that survives.
+    """Merge, verify, write, read back and compare logits.
 
     Args:
-        examples: held-out documents for the share; none: it is not measured.
+        examples: held-out documents that forward fidelity is measured on in bf16; under two: it is not measured.
 
     Raises:
-        ExportError: the merge changes nothing, the file does not read back, or in fp32 merged and unmerged differ.
+        ExportError: next to nothing of the update is left, fidelity fails, or in fp32 merged and unmerged differ;
+            `folder` is not made then. Or the files do not read back.
     """
     _refuse_full_folder(folder)
-    cpu = torch.device("cpu")
-    module = load_module(model, dtype=torch.float32, device=cpu)
+    module = load_module(model, dtype=torch.float32, device=torch.device("cpu"))
     report = merge(module, stored, dtype=DTYPES[dtype], rounding=rounding)
-    expected = _probe_logits(CausalLM(module), None)
-    _save(module, folder, model)
-    del module
-    notify("reading back")
-    merged = CausalLM(load_module(replace(model, path=folder), dtype=DTYPES[dtype], device=cpu))
-    _require_equal(expected, _probe_logits(merged, None), 0.0, folder)
-    lm, bank = with_bank(load_module(model, dtype=torch.float32, device=cpu))
-    join_stored(bank, "adapter", stored)
+    require_present(report, DTYPES[dtype], rounding)
     if dtype == "fp32":
-        _require_equal(_probe_logits(lm, "adapter"), expected, 1e-4, folder)
-    fidelity = None
-    if len(examples) > 1:
-        notify(f"measuring the surviving share on {len(examples)} held-out examples")
-        base = CausalLM(load_module(model, dtype=DTYPES[dtype], device=cpu))
-        fidelity = _surviving_share(lm, base, merged, examples, tokens_per_microbatch)
-    return MergedModel(folder=folder, weights=report, fidelity=fidelity)
+        lm, bank = with_bank(load_module(model, dtype=torch.float32, device=torch.device("cpu")))
+        join_stored(bank, "adapter", stored)
+        _require_equal(_probe_logits(lm, "adapter"), _probe_logits(CausalLM(module), None), 1e-4, folder)
+        del lm, bank
+    verifier = _verifier(model, dtype, examples, tokens_per_microbatch, notify)
+    verification = None
+    if verifier is not None:
+        verification = verifier.verify(module, DTYPES[dtype], verifier.adapter_losses(stored))
+        require_faithful(verification, DTYPES[dtype], rounding)
+    _write_and_read_back(module, folder, model, dtype)
+    return MergedModel(folder=folder, weights=report, verification=verification)
 
 
 def export_full(
-    masters: dict[str, Tensor], folder: Path, *, model: ModelFolder, dtype: str, rounding: Rounding
+    masters: dict[str, Tensor],
+    folder: Path,
+    *,
+    model: ModelFolder,
+    dtype: str,
+    rounding: Rounding,
+    examples: Sequence[TokenizedExample],
+    tokens_per_microbatch: int,
+    notify: Callable[[str], None] = lambda _: None,
 ) -> MergedModel:
-    """Write fully fine-tuned weights as a model folder, and read it back.
+    """Write fully fine-tuned weights as a model folder, verified as `export_merged` does, and read it back.
 
     Args:
         masters: fp32 weights by parameter name; flat or in shape. Weights not named are the base's.
+
+    Raises:
+        ExportError: as `export_merged`.
     """
     _refuse_full_folder(folder)
-    cpu = torch.device("cpu")
-    module = cast_parameters(load_module(model, dtype=torch.float32, device=cpu), DTYPES[dtype])
-    generator = torch.Generator().manual_seed(0)
-    parameters = dict(module.named_parameters())
-    for name, master in masters.items():
-        target = parameters[name]
-        target.data.copy_(rounded(master.view(target.shape), DTYPES[dtype], rounding, generator))
+    module = load_module(model, dtype=torch.float32, device=torch.device("cpu"))
+    report = replace_weights(module, masters, dtype=DTYPES[dtype], rounding=rounding)
+    require_present(report, DTYPES[dtype], rounding)
+    verifier = _verifier(model, dtype, examples, tokens_per_microbatch, notify)
+    verification = None
+    if verifier is not None:
+        verification = verifier.verify(module, DTYPES[dtype], verifier.full_losses(masters))
+        require_faithful(verification, DTYPES[dtype], rounding)
+    _write_and_read_back(module, folder, model, dtype)
+    return MergedModel(folder=folder, weights=report, verification=verification)
+
+
+def _verifier(
+    model: ModelFolder, dtype: str, examples: Sequence[TokenizedExample], budget: int, notify: Callable[[str], None]
+) -> Verifier | None:
+    """None where there is nothing to verify: fp32 is not rounded, and one document has no interval."""
+    if dtype == "fp32" or len(examples) < 2:
+        return None
+    notify(f"measuring forward fidelity on {len(examples)} held-out documents")
+    return Verifier(model=model, examples=examples, budget=budget)
+
+
+def _write_and_read_back(module: nn.Module, folder: Path, model: ModelFolder, dtype: str) -> None:
     expected = _probe_logits(CausalLM(module), None)
     _save(module, folder, model)
-    merged = CausalLM(load_module(replace(model, path=folder), dtype=DTYPES[dtype], device=cpu))
-    _require_equal(expected, _probe_logits(merged, None), 0.0, folder)
-    return MergedModel(folder=folder, weights=None, fidelity=None)
-
-
-def _surviving_share(
-    lm: CausalLM, base: CausalLM, merged: CausalLM, examples: list[TokenizedExample], budget: int
-) -> Fidelity:
-    reference = evaluate(lm, examples, (BASE, "adapter"), budget)
-    before: HeldOut = evaluate(base, examples, (BASE,), budget)[BASE]
-    after: HeldOut = evaluate(merged, examples, (BASE,), budget)[BASE]
-    return forward_fidelity(
-        before_fp32=reference[BASE].by_example,
-        after_fp32=reference["adapter"].by_example,
-        before=before.by_example,
-        after=after.by_example,
-        tokens=[example.num_completion_tokens for example in examples],
-    )
+    written = load_module(replace(model, path=folder), dtype=DTYPES[dtype], device=torch.device("cpu"))
+    _require_equal(expected, _probe_logits(CausalLM(written), None), 0.0, folder)
 
 
 @torch.no_grad()
