@@ -10,17 +10,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
 import torch
 from beside.envelope import write_result
 from beside.turns import parse, parser_of
-from torch import Tensor
 
-import lowregret.adapters.layer
-from lowregret.adapters.grouped import grouped_linear
 from lowregret.batches import TokenizedExample
 from lowregret.data.load import load_data
 from lowregret.data.packing import microbatches
@@ -28,7 +24,7 @@ from lowregret.data.tokenizer import TextTokenizer
 from lowregret.models.causal_lm import CausalLM
 from lowregret.models.load import load_module, with_bank
 from lowregret.models.locate import locate_model
-from lowregret.specs import AdapterSpec, DataSpec, ModelSpec, OptimSpec
+from lowregret.specs import AdapterSpec, Arithmetic, DataSpec, ModelSpec, OptimSpec
 from lowregret.training.evaluate import BASE, evaluate
 from lowregret.training.measure import forward_fidelity
 from lowregret.training.optimizer import AdamW
@@ -37,38 +33,10 @@ from lowregret.training.step import train_step
 BUDGET = 2048
 
 
-def bf16_add(x_TD: Tensor, folded: Tensor, spans: Any, columns: Any, d_out: int) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Base and adapter are rounded to bf16 each, then added and rounded again."""
-    _, us = grouped_linear(x_TD, folded, spans, columns, d_out)
-    y_TF = x_TD @ folded[:d_out, : x_TD.shape[1]].T
-    for span, u, up in adapted(us, folded, spans, columns, d_out, x_TD.shape[1]):
-        y_TF[span.start : span.stop] += u @ up.T
-    return y_TF, us
-
-
-def addmm(x_TD: Tensor, folded: Tensor, spans: Any, columns: Any, d_out: int) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The adapter is accumulated in fp32, onto a base that was rounded before."""
-    _, us = grouped_linear(x_TD, folded, spans, columns, d_out)
-    y_TF = x_TD @ folded[:d_out, : x_TD.shape[1]].T
-    for span, u, up in adapted(us, folded, spans, columns, d_out, x_TD.shape[1]):
-        y_TF[span.start : span.stop].addmm_(u, up.T)
-    return y_TF, us
-
-
-def adapted(
-    us: Any, folded: Tensor, spans: Any, columns: Any, d_out: int, d_in: int
-) -> Iterator[tuple[Any, Tensor, Tensor]]:
-    """Spans that have an adapter, with u = x A^T and s B."""
-    for span, u in zip(spans, us, strict=True):
-        if span.slot in columns:
-            at = columns[span.slot]
-            yield span, u, folded[:d_out, d_in + at.start : d_in + at.stop]
-
-
-ARITHMETICS: dict[str, Callable[..., tuple[Tensor, tuple[Tensor, ...]]]] = {
-    "one accumulator": grouped_linear,
-    "bf16 add": bf16_add,
-    "addmm onto the rounded base": addmm,
+ARITHMETICS: dict[str, Arithmetic] = {
+    "one accumulator": "accumulator",
+    "bf16 add": "add",
+    "addmm onto the rounded base": "addmm",
 }
 
 
@@ -106,15 +74,15 @@ def main() -> None:
         exact_bank.publish("s")
         after_exact = nlls(exact, held_out, "s")
         for name, arithmetic in ARITHMETICS.items():
-            lowregret.adapters.layer.grouped_linear = arithmetic
+            with bank.computing(arithmetic):
+                before, after = nlls(tested, held_out, BASE), nlls(tested, held_out, "s")
             found = forward_fidelity(
                 before_fp32=before_exact,
                 after_fp32=after_exact,
-                before=nlls(tested, held_out, BASE),
-                after=nlls(tested, held_out, "s"),
+                before=before,
+                after=after,
                 tokens=[document.num_completion_tokens for document in held_out],
             )
-            lowregret.adapters.layer.grouped_linear = grouped_linear
             rows.append(
                 {"lr": arguments.lr, "step": step, "arithmetic": name, **asdict(found), "verdict": found.verdict}
             )

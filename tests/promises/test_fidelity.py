@@ -29,6 +29,7 @@ from tiny import bank_on, examples, optimizers, packed, tiny_llama
 DOCUMENTS = examples(320, seed=1, shortest=24, longest=40)
 TOKENS = [document.num_completion_tokens for document in DOCUMENTS]
 BUDGET = 8192
+DRAWS = 8
 
 
 def base(width: int = 128) -> nn.Module:
@@ -74,7 +75,9 @@ def test_an_adapter_acts_fully_in_bf16_and_the_usual_sum_swallows_it(monkeypatch
     faithful = fidelity(exact, by_example(tested, BASE), by_example(tested, "s"))
     assert faithful.verdict == "passes", faithful
 
-    def usual(x_TD: Tensor, folded: Tensor, spans: Any, columns: Any, d_out: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def usual(
+        x_TD: Tensor, folded: Tensor, spans: Any, columns: Any, d_out: int, room: Any = None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """PEFT's arithmetic: the base is rounded to bf16, then the adapter's share is added and rounded again."""
         _, us = grouped_linear(x_TD, folded, spans, columns, d_out)
         d_in = x_TD.shape[1]
@@ -86,6 +89,8 @@ def test_an_adapter_acts_fully_in_bf16_and_the_usual_sum_swallows_it(monkeypatch
         return y_TF, us
 
     monkeypatch.setattr(lowregret.adapters.layer, "grouped_linear", usual)
+    # A processor without bf16 products would go by the stacked kernel.
+    monkeypatch.setattr(lowregret.adapters.layer.AdaptedLinear, "stacks_wide", False)
     swallowed = fidelity(exact, by_example(tested, BASE), by_example(tested, "s"))
     assert swallowed.verdict == "fails", swallowed
     assert swallowed.high < 0.9, swallowed
@@ -98,15 +103,20 @@ def test_full_fine_tuning_acts_in_its_bf16_copy_when_rounded_stochastically(roun
     masters = {name: p.detach().clone() for name, p in exact.model.named_parameters()}
     tested, full = with_full(cast_parameters(base(), torch.bfloat16), FullSpec(rounding=rounding), masters=masters)
     before = by_example(tested, "full")
-    optimizer = {"full": AdamW(OptimSpec(lr=5e-5), full.blocks("full"))}
+    optimizer = {"full": AdamW(OptimSpec(lr=2e-4), full.blocks("full"))}
     train_step(tested, [packed({"full": DOCUMENTS})], optimizer, factor=1.0)
     for name, master in exact_full.masters.items():
         master.copy_(full.masters[name])
+    # A copy of so few weights is noisy in one draw (0.0003 nats), which the bootstrap over sequences does not see.
+    draws: list[tuple[float, ...]] = []
+    for draw in range(DRAWS):
+        full.publish("full", draw)
+        draws.append(by_example(tested, "full"))
     found = forward_fidelity(
         before_fp32=start,
         after_fp32=by_example(exact, "full"),
         before=before,
-        after=by_example(tested, "full"),
+        after=[sum(losses) / DRAWS for losses in zip(*draws, strict=True)],
         tokens=TOKENS,
     )
     assert found.verdict == verdict, found

@@ -19,7 +19,6 @@ from lowregret.models.causal_lm import CausalLM
 from lowregret.models.load import cast_parameters, load_module, load_start, with_bank, with_full
 from lowregret.models.locate import ModelFolder
 from lowregret.specs import AdapterSpec, Arithmetic, FullSpec, OptimSpec
-from lowregret.specs.fidelity import fidelity_verdict
 from lowregret.store.rows import FidelityRow
 from lowregret.training.evaluate import BASE, evaluate
 from lowregret.training.fidelity import FidelityMeter
@@ -54,7 +53,7 @@ def lane_of(folder: ModelFolder, slots: dict[str, AdapterSpec], *, lr: float = 5
     return lane
 
 
-def full_lane(folder: ModelFolder, spec: FullSpec, *, lr: float = 1e-5) -> Lane:
+def full_lane(folder: ModelFolder, spec: FullSpec, *, lr: float = 3e-5) -> Lane:
     start = load_start(folder, spec, device=CPU)
     masters = {name: p.detach() for name, p in start.named_parameters()}
     model, full = with_full(cast_parameters(start, torch.bfloat16), spec, masters=masters)
@@ -141,10 +140,10 @@ def test_merged_weights_are_those_of_an_export(
 def test_what_the_definition_says_of_each(measured: tuple[Lane, dict[tuple[str, str], FidelityRow]]) -> None:
     _, rows = measured
     for name in ("accumulator", "merged stochastic"):
-        row = rows["r8", name]
-        assert fidelity_verdict(row.fidelity, row.low, row.high) == "passes", row
+        # Over draws of A and documents the mean is 1, the standard deviation 0.02.
+        assert rows["r8", name].fidelity == pytest.approx(1, abs=0.1), name
     for name in ("add", "addmm", "merged nearest"):
-        assert rows["r8", name].high < 0.95, name
+        assert rows["r8", name].high < 0.9, name
 
 
 def test_full_weights_are_measured_in_both_roundings_and_left_as_they_were(folder: ModelFolder) -> None:

@@ -82,16 +82,18 @@ class FidelityMeter:
     def _of_bank(self, model: CausalLM, bank: AdapterBank, step: int) -> list[FidelityRow]:
         exact, exact_bank = with_bank(cast_parameters(self._bf16_base(model), torch.float32))
         merged = CausalLM(self._bf16_base(model))
-        base = self._once(BASE, "bf16", partial(self._losses, model, BASE))
+        before: dict[str, Losses] = {}
         after: dict[str, dict[str, Losses]] = {slot: {} for slot in bank.slots}
         for arithmetic in ARITHMETICS:
             with bank.computing(arithmetic):
+                before[arithmetic] = self._once(BASE, arithmetic, partial(self._losses, model, BASE))
                 held = evaluate(model, self._documents, bank.slots, self._tokens_per_microbatch)
             for slot in bank.slots:
                 after[slot][arithmetic] = held[slot].by_example
         # The base lies on bf16's grid, so that merging nothing leaves it as it is, whatever the rounding.
         unmerged = self._once(BASE, "merged", partial(self._losses, merged, BASE))
-        before_fp32 = self._once(BASE, FP32, partial(self._losses, exact, BASE))
+        before |= {f"merged {rounding}": unmerged for rounding in ROUNDINGS}
+        before[FP32] = self._once(BASE, FP32, partial(self._losses, exact, BASE))
         rows: list[FidelityRow] = []
         for slot in bank.slots:
             weights = bank.weights[slot]
@@ -100,11 +102,9 @@ class FidelityMeter:
             for own, theirs in zip(exact_bank.blocks(slot), bank.blocks(slot), strict=True):
                 own.value.copy_(theirs.value)
             exact_bank.publish(slot)
-            before: dict[str, Losses] = {FP32: before_fp32, **dict.fromkeys(ARITHMETICS, base)}
             moved: dict[str, float] = {}
             for rounding in ROUNDINGS:
                 name = f"merged {rounding}"
-                before[name] = unmerged
                 moved[name] = _merge(merged.model, exact_bank, weights, rounding, step)
                 after[slot][name] = self._losses(merged, slot)
             _unmerge(merged.model, exact_bank, weights)
