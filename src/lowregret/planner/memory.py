@@ -42,15 +42,16 @@ class Constants:
     """What counting does not give; set against the measured runs in `tests/planner/test_memory.py`.
 
     >>> Constants().logits_copies
-    3.5
+    2.5
     """
 
     runtime_cpu: int = 700 << 20
     """Interpreter, torch, transformers, tokenizer and memory-mapped data of a CPU process."""
     runtime_cuda: int = 600 << 20
     """CUDA context and cuBLAS work space on the device."""
-    logits_copies: float = 3.5
-    """Buffers of a chunk of logits alive at once, in fp32 chunks: logits, their fp32 copy, the gradient."""
+    logits_copies: float = 2.5
+    """Buffers of a chunk of logits alive at once, in fp32 chunks: logits, and without a compiler their fp32 copy, which
+    becomes the gradient, and the gradient in bf16."""
     transient_copies: float = 2.0
     """Input and output of the widest matrix that the backward holds beside what is saved."""
     held: float = 1.05
