@@ -51,9 +51,13 @@ def main() -> None:
 
 def peak_mib(source: str, rank: int | None, dtype: str, tokens: int, checkpointing: bool) -> float:
     """Resident peak of this process after two steps, one thread."""
+    import datasets  # noqa: F401  # what a run's process holds besides
+    import matplotlib.pyplot  # noqa: F401
     import numpy as np
     import torch
 
+    import lowregret.cli.sft
+    import lowregret.training.sft  # noqa: F401
     from lowregret.batches import TokenizedExample
     from lowregret.data.packing import microbatches
     from lowregret.models.load import DTYPES, load_module, with_bank, with_full

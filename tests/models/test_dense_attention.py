@@ -22,8 +22,8 @@ def drawn(num_tokens: int, *, heads: int = 6, key_heads: int = 2) -> list[Tensor
 def test_short_documents_equal_the_reference(lengths: tuple[int, ...]) -> None:
     q, k, v, do = drawn(sum(lengths))
     assert dense_attention.serves(q[None, :, : max(lengths)], v[None])
-    leaves = [t.clone().requires_grad_() for t in (q, k, v)]
-    exact = [t.double().requires_grad_() for t in (q, k, v)]
+    leaves = q.clone().requires_grad_(), k.clone().requires_grad_(), v.clone().requires_grad_()
+    exact = q.double().requires_grad_(), k.double().requires_grad_(), v.double().requires_grad_()
     found = packed_attention(*leaves, Packing(lengths=lengths), 0.3)
     expected = packed_attention_reference(*exact, lengths, 0.3)
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)

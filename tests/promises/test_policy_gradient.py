@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -95,7 +95,8 @@ def loglikelihood_gradient(bank: AdapterBank, slot: str, prompt: tuple[int, ...]
     plain.requires_grad_(False)
     for module in plain.modules():
         if isinstance(module, LlamaRMSNorm):  # transformers' takes fp32 for its norm, whatever the model's format
-            module.forward = partial(rms_norm_reference, weight_D=module.weight, eps=module.variance_epsilon)
+            exact = partial(rms_norm_reference, weight_D=module.weight, eps=module.variance_epsilon)
+            cast(Any, module).forward = exact
     scaling = weights_of.spec.scaling
     for site in a:
         linear = plain.get_submodule(site)

@@ -207,8 +207,7 @@ def _fused(q_NHLC: Tensor, k_NKLC: Tensor, v_NKLC: Tensor, scaling: float, windo
     There torch's kernel took 14 times as long in bf16, and 40 % of a step (`docs/log.md`).
     """
     if widens(q_NHLC):
-        wide = (t.float() for t in (q_NHLC, k_NKLC, v_NKLC))
-        return _fused(*wide, scaling, window).to(q_NHLC.dtype)
+        return _fused(q_NHLC.float(), k_NKLC.float(), v_NKLC.float(), scaling, window).to(q_NHLC.dtype)
     length = q_NHLC.shape[2]
     masked = window is not None and window < length
     if not masked and dense_attention.serves(q_NHLC, v_NKLC):
