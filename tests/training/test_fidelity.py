@@ -19,6 +19,7 @@ from lowregret.models.causal_lm import CausalLM
 from lowregret.models.load import cast_parameters, load_module, load_start, with_bank, with_full
 from lowregret.models.locate import ModelFolder
 from lowregret.specs import AdapterSpec, Arithmetic, FullSpec, OptimSpec
+from lowregret.specs.fidelity import LEAST_LOW, fidelity_verdict
 from lowregret.store.rows import FidelityRow
 from lowregret.training.evaluate import BASE, evaluate
 from lowregret.training.fidelity import FidelityMeter
@@ -140,10 +141,10 @@ def test_merged_weights_are_those_of_an_export(
 def test_what_the_definition_says_of_each(measured: tuple[Lane, dict[tuple[str, str], FidelityRow]]) -> None:
     _, rows = measured
     for name in ("accumulator", "merged stochastic"):
-        # Over draws of A and documents the mean is 1, the standard deviation 0.02.
-        assert rows["r8", name].fidelity == pytest.approx(1, abs=0.1), name
+        row = rows["r8", name]
+        assert fidelity_verdict(row.fidelity, row.low, row.high) == "passes", row
     for name in ("add", "addmm", "merged nearest"):
-        assert rows["r8", name].high < 0.9, name
+        assert rows["r8", name].high < LEAST_LOW, name
 
 
 def test_full_weights_are_measured_in_both_roundings_and_left_as_they_were(folder: ModelFolder) -> None:
