@@ -109,7 +109,7 @@ class Grpo:
 
     def __init__(self, arguments: argparse.Namespace, scratch: Path) -> None:
         self.arguments, self.scratch = arguments, scratch
-        self.job = prepare(arguments) | {"scratch": str(scratch)}
+        self.job: dict[str, Any] = prepare(arguments) | {"scratch": str(scratch)}
         self.job |= self.turn("start")
 
     def turn(self, name: str, limit: float | None = None, **changes: Any) -> dict[str, Any]:

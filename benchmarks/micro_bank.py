@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from typing import cast
 from unittest.mock import patch
 
 import torch
@@ -19,6 +20,7 @@ from beside.turns import median, need, parse, parser_of, take_turns
 
 from lowregret.adapters.layer import AdaptedLinear
 from lowregret.cli.machine import device_facts
+from lowregret.data.examples import ExampleStore
 from lowregret.data.order import ExampleOrder
 from lowregret.data.packing import example_of, microbatches
 from lowregret.launch.banks import materials
@@ -93,11 +95,12 @@ def _steps() -> Callable[[int], list[float]]:
     plan = resolve(spec, shape=found.shape, facts=found.data.facts, hardware=device_facts("cpu"))
     (lane,) = build_state(plan, found.folder, notify=lambda _: None).lanes
     torch.set_num_threads(1)
-    orders = {slot.name: ExampleOrder(len(found.data.train), slot.data_seed) for slot in slots}
+    train_split = cast(ExampleStore, found.data.train)
+    orders = {slot.name: ExampleOrder(len(train_split), slot.data_seed) for slot in slots}
 
     def step(number: int) -> list[float]:
         rows = {
-            name: [example_of(found.data.train, int(index)) for index in order.batch(number, BATCH)]
+            name: [example_of(train_split, int(index)) for index in order.batch(number, BATCH)]
             for name, order in orders.items()
         }
         batches = microbatches(rows, plan.tokens_per_microbatch)

@@ -197,7 +197,7 @@ def raced(
     path: Path, number_format: str, prompts: list[tuple[int, ...]], arguments: argparse.Namespace, scratch: Path
 ) -> dict[str, float]:
     """Tokens a second of either side in a format, one short batch after one to warm up."""
-    formats = dict.fromkeys(("ours", "peft"), number_format)
+    formats = {"ours": number_format, "peft": number_format}
     sides = Sides(path, formats, scratch / f"race-{number_format}", number=1, merge=False)
     found: dict[str, float] = {}
     for side, arm in {"ours": one_adapter(sides, prompts)["ours"], "peft": one_adapter(sides, prompts)["peft"]}.items():

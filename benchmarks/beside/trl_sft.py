@@ -29,7 +29,8 @@ def trainer_of(job: dict[str, Any], setting: str, folder: Path, seconds: list[fl
     import peft
     import torch
     import transformers
-    import trl
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import SFTTrainer
 
     method = job["method"]
     dtype = torch.bfloat16 if setting == "bf16" else torch.float32
@@ -45,7 +46,7 @@ def trainer_of(job: dict[str, Any], setting: str, folder: Path, seconds: list[fl
         def on_step_end(self, *_: Any, **__: Any) -> None:
             seconds.append(time.perf_counter() - self.started)
 
-    config = trl.SFTConfig(
+    config = SFTConfig(
         output_dir=str(folder),
         per_device_train_batch_size=job["batch_size"],
         max_steps=job["steps"],
@@ -75,7 +76,7 @@ def trainer_of(job: dict[str, Any], setting: str, folder: Path, seconds: list[fl
         task_type="CAUSAL_LM",
     )
     held_out = job.get("held_out")
-    trainer: Any = trl.SFTTrainer(
+    trainer: Any = SFTTrainer(
         model=model,
         args=config,
         train_dataset=datasets.Dataset.from_list(job["rows"]),
