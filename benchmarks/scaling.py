@@ -1,11 +1,13 @@
-"""Cost against size: tokens a second of a LoRA step against width, document length, rank, and the number of adapters.
+"""Cost against size: tokens a second of a LoRA step against width, length, rank, tokens, and number of adapters.
 
     python benchmarks/scaling.py
 
 Random Llama-shaped models built from configurations, so that one size changes at a time; ours alone, in its fastest
 number format. A curve's points take turns, a step each and round; medians over rounds after the first. `gigaflops` are
 what the planner counts (`planner/flops.py`) over the time. Along K, the same documents are also trained one adapter
-after another, each adapter in a bank of its own: what packing pays.
+after another, each adapter in a bank of its own: what packing pays. Along the tokens of a step, a line through time
+against multiply-adds gives what a layer costs however few they are (`fixed_macs_per_layer`), by which the planner says
+when packing pays (`planner/one_pass.py`); `predicted_gain` is what that says along K.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from beside.turns import give, in_process_of_its_own, median, need, parse, parse
 SHORT = {"rounds": 5, "layers": 2, "tokens": 512, "most_width": 512, "most_slots": 8}
 WIDTHS, LENGTHS = (128, 256, 512, 1024), (32, 64, 128, 256, 512, 1024, 2048)
 RANKS, SLOTS = (1, 4, 16, 64, 256), (1, 2, 4, 8, 16, 32)
+TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048)
 VOCABULARY, HEAD_WIDTH = 8192, 64
 WIDTH, LENGTH, PER_SLOT = 512, 256, 64
 """What stays the same along the other curves; tokens of each adapter along K."""
@@ -69,11 +72,32 @@ def main() -> None:
         ],
         medians=medians,
         answers={},
-        checks={"race_of_formats": race},
+        checks={"race_of_formats": race, **packing(curves, arguments.layers)},
         raw=curves,
         started=started,
     )
     print(json.dumps(medians, indent=1))
+
+
+def packing(curves: dict[str, Any], layers: int) -> dict[str, Any]:
+    """What the fixed cost of a layer is worth in multiply-adds, and the gain along K that this predicts."""
+    import numpy as np
+
+    from lowregret.planner.one_pass import one_pass_gain
+
+    points = curves["tokens"]
+    macs = np.array([point["macs"] for point in points])
+    seconds = np.array([median(point["seconds"]) for point in points])
+    # Weighted, so that a short step counts as much as a long one.
+    per_mac, fixed = np.polyfit(macs, seconds, 1, w=1 / seconds)
+    of_a_layer = float(fixed / per_mac / layers)
+    predicted = {
+        str(point["x"]): one_pass_gain(
+            macs=point["macs"] / point["x"], slots=point["x"], layers=layers, layer_macs=of_a_layer
+        )
+        for point in curves["slots"]
+    }
+    return {"fixed_macs_per_layer": of_a_layer, "predicted_gain": predicted}
 
 
 class Point:
@@ -131,8 +155,8 @@ class Point:
         train_step(self.model, self.batches, self.optimizers, factor=1.0)
         return time.perf_counter() - started
 
-    def gigaflops(self, seconds: float) -> float:
-        """Counted floating-point operations of a step a second; half the tokens carry loss."""
+    def macs(self) -> float:
+        """Counted multiply-adds of a step; half the tokens carry loss."""
         from lowregret.planner.flops import flops
         from lowregret.planner.shapes import read_shape
         from lowregret.planner.targets import select
@@ -147,7 +171,7 @@ class Point:
             rank=self.rank,
             mean_length=self.length,
         )
-        return 2 * cost.of_run(self.tokens, self.tokens / 2) / seconds / 1e9
+        return cost.of_run(self.tokens, self.tokens / 2)
 
 
 def documents_of(tokens: int, length: int, seed: int) -> list[Any]:
@@ -183,10 +207,11 @@ def measure(curve: str, number_format: str, arguments: argparse.Namespace) -> di
     found = []
     for x, point in points.items():
         middle = median(seconds[x])
-        medians = {"tokens_per_second": point.tokens / middle, "gigaflops": point.gigaflops(middle)}
+        macs = point.macs()
+        medians = {"tokens_per_second": point.tokens / middle, "gigaflops": 2 * macs / middle / 1e9}
         if curve == "slots":
             medians["in_turn_over_one_pass"] = x * median(alone) / middle
-        found.append({"x": x, "seconds": seconds[x], "medians": medians})
+        found.append({"x": x, "seconds": seconds[x], "macs": macs, "medians": medians})
     return {"points": found}
 
 
@@ -221,7 +246,22 @@ def _slots(arguments: argparse.Namespace, number_format: str) -> dict[int, Point
     }
 
 
-CURVES: dict[str, Curve] = {"width": _widths, "length": _lengths, "rank": _ranks, "slots": _slots}
+def _tokens(arguments: argparse.Namespace, number_format: str) -> dict[int, Point]:
+    same = {"width": WIDTH, "rank": RANK, "slots": 1}
+    return {
+        tokens: Point(arguments, number_format, length=min(PER_SLOT, tokens), own=tokens, **same)
+        for tokens in TOKENS
+        if tokens <= arguments.tokens
+    }
+
+
+CURVES: dict[str, Curve] = {
+    "width": _widths,
+    "length": _lengths,
+    "rank": _ranks,
+    "tokens": _tokens,
+    "slots": _slots,
+}
 
 
 if __name__ == "__main__":

@@ -24,6 +24,10 @@ jaxtyping.install_import_hook([f"lowregret.{room}" for room in ROOMS_WITH_TENSOR
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache folder of the test's own, so that nothing is read from or left in the user's."""
     folder = tmp_path_factory.mktemp("cache")
+    # The compiled pieces are shared by all tests: each process that began with none would compile them for seconds.
+    compiled = tmp_path_factory.getbasetemp().parent / "kernels"
+    compiled.mkdir(mode=0o700, exist_ok=True)
+    (folder / "kernels").symlink_to(compiled)
     monkeypatch.setenv("LOWREGRET_CACHE", str(folder))
     return folder
 

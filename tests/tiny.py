@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pytest
 import torch
 import transformers
 from torch import nn
@@ -18,6 +21,11 @@ from lowregret.specs import AdapterSpec, OptimSpec
 from lowregret.training.optimizer import AdamW
 
 VOCABULARY = 96
+
+needs_compiler = pytest.mark.skipif(
+    shutil.which("g++") is None or os.environ.get("LOWREGRET_KERNELS") == "torch",
+    reason="no compiled pieces: torch's operations serve",
+)
 
 
 def tiny_llama(*, width: int = 32, layers: int = 2, seed: int = 0, tied: bool = False) -> nn.Module:

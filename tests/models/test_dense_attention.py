@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from lowregret.kernels.build import library
 from lowregret.models import dense_attention
 from lowregret.models.attention import Packing, packed_attention, packed_attention_reference
+from tiny import needs_compiler
 
-pytestmark = pytest.mark.skipif(library() is None, reason="no compiler: torch's kernel serves")
+pytestmark = needs_compiler
 
 
 def drawn(num_tokens: int, *, heads: int = 6, key_heads: int = 2) -> list[Tensor]:

@@ -111,3 +111,21 @@ def test_the_expert_convention_is_named(tmp_path: Path) -> None:
     shape = read_shape(tmp_path)
     plan = recommend(model=tmp_path, tokens=10**6, rank=16, hardware=replace(STATED_MACHINE, memory_bytes=1 << 40))
     assert "16 / 8 active = 2" in str(plan_mapping(plan, shape)["expert_convention"])
+
+
+def test_one_pass_gains_where_steps_are_short(tmp_path: Path) -> None:
+    shape = llama(tmp_path)
+    cpu = replace(STATED_MACHINE, kind="cpu")
+    spec = a_plan(shape).spec
+    gains: list[float] = []
+    for batch_size in (1, 256):
+        train = replace(spec.train, batch_size=batch_size)
+        plan = resolve(replace(spec, train=train), shape=shape, facts=stated_facts(10_000_000), hardware=cpu)
+        gains.append(float(plan_mapping(plan, shape)["one_pass_gain"]))
+        (costs,) = [table for table in plan_tables(plan, shape) if table.title == "Cost"]
+        assert costs.rows[-1][0] == "all adapters in one pass"
+    assert 1.0 < gains[1] < gains[0] < 2.0
+    assert plan_mapping(a_plan(shape), shape)["one_pass_gain"] is None  # not measured on a GPU
+    alone = replace(spec, slots=spec.slots[:1])
+    plan = resolve(alone, shape=shape, facts=stated_facts(10_000_000), hardware=cpu)
+    assert plan_mapping(plan, shape)["one_pass_gain"] is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +16,10 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lowregret.adapters.bank import AdapterBank
 from lowregret.adapters.routing import Routing
 from lowregret.batches import PackedBatch
+from lowregret.kernels import native
 from lowregret.models import dense_attention, fast_body
 from lowregret.models.causal_lm import CausalLM
 from lowregret.models.kv_cache import KVCache
@@ -37,6 +40,7 @@ from lowregret.planner.shapes import read_shape
 from lowregret.sampling.sampler import Request, Sampler
 from lowregret.specs import AdapterSpec, FullSpec, SamplingSpec
 from planner.model_configs import PUBLISHED
+from tiny import randomise_b
 
 SMALL = {
     "hidden_size": 64,
@@ -211,7 +215,7 @@ def test_the_largest_that_fits_fits_and_one_more_does_not(memory_bytes: int) -> 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("model_type", ["llama", "qwen3"])
-def test_the_sampler_s_cache_is_what_a_sampler_holds(
+def test_the_sampler_s_part_is_what_a_sampler_holds(
     model_type: str, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, **SMALL}))
@@ -224,7 +228,16 @@ def test_the_sampler_s_cache_is_what_a_sampler_holds(
         held[layer] = sum(tensor.untyped_storage().nbytes() for tensor in both)
         return both
 
+    packed = Counter[str]()
+    pack = native.pack
+
+    def packing(weight: torch.Tensor) -> torch.Tensor:
+        packed["matrices"] += weight.numel() * weight.element_size()
+        return pack(weight)
+
     monkeypatch.setattr(KVCache, "of", of)
+    monkeypatch.setattr(native, "pack", packing)
+    randomise_b(cast(AdapterBank, model.trainable), "s")
     sampler = Sampler(model, SamplingSpec(max_new_tokens=40, rows=5), stop_tokens=frozenset())
     sampler.sample([Request(slot="s", prompt=tuple(range(1, 31)), seeds=tuple(range(6)))])
     question = MemoryQuestion(
@@ -234,8 +247,13 @@ def test_the_sampler_s_cache_is_what_a_sampler_holds(
         cache=Cache(rows=5, length=30 + 40),
     )
     exact = replace(Constants(), passing=1.0)
-    assert memory(read_shape(tmp_path), question, constants=exact)["kv_cache"] == sum(held.values())
-    assert memory(read_shape(tmp_path), replace(question, cache=None))["kv_cache"] == 0
+    parts = memory(read_shape(tmp_path), question, constants=exact)
+    assert parts["kv_cache"] == sum(held.values())
+    adapters = sum(weights.num_parameters for weights in cast(AdapterBank, model.trainable).weights.values())
+    if packed:  # where there is a compiler
+        assert parts["packed_weights"] == packed["matrices"] + 4 * adapters
+    nothing = memory(read_shape(tmp_path), replace(question, cache=None))
+    assert nothing["kv_cache"] == nothing["packed_weights"] == 0
 
 
 def test_measuring_fidelity_holds_an_fp32_and_a_bf16_copy_beside_the_run() -> None:

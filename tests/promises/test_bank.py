@@ -73,6 +73,7 @@ def test_slots_that_join_and_leave_do_not_touch_the_others() -> None:
         logits = lm.logits(lm.hidden(packed({"a": examples(1, shortest=5, longest=5)})))
     bank.join("b", AdapterSpec(rank=8, unembed=True))
     bank.leave("b")
+    assert all("b" not in site.gradients for site in bank.sites.values())  # nothing of it is kept alive
     bank.join("c", AdapterSpec(rank=2, targets=("mlp",)))
     assert all(torch.equal(b.value, old) for b, old in zip(bank.blocks("a"), before, strict=True))
     with lm.routed(Routing.from_lengths({"a": 5})):

@@ -144,6 +144,15 @@ def test_stochastic_rounding_is_exact_on_average_and_on_the_grid() -> None:
     assert sorted(draws[:, 0].unique().tolist()) == [1.0, 1.0 + 2**-7]
 
 
+@pytest.mark.parametrize("share", [0.125, 0.5, 0.875])
+def test_stochastic_rounding_is_exact_wherever_a_number_stands(share: float) -> None:
+    """Four numbers share a word of random bits, and each has to get as many as the others."""
+    number, draws = 1.0 + share * 2**-7, 20_000
+    rounded = stochastic_bf16(torch.full((draws, 8), number), torch.Generator().manual_seed(1)).double()
+    standard_error = (share * (1 - share) / draws) ** 0.5
+    assert (((rounded.mean(0) - 1.0) / 2**-7 - share).abs() <= 5 * standard_error).all()
+
+
 @pytest.mark.parametrize(
     ("found", "verdict"),
     [

@@ -99,6 +99,8 @@ class AdapterBank:
         """Remove a slot and return its masters; the columns of the others keep their values."""
         weights = self.weights.pop(name)
         self.retired.discard(name)
+        for site in weights.a_of:
+            del self.sites[site].gradients[name]
         self._lay_out()
         return weights
 

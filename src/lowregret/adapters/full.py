@@ -31,7 +31,7 @@ def stochastic_bf16(value: Tensor, generator: torch.Generator) -> Tensor:
     """
     bits = value.contiguous().view(torch.int32)
     words = torch.empty(-(-bits.numel() // 4), dtype=torch.int64, device=value.device)
-    words.random_(generator=generator)
+    words.random_(-(2**63), None, generator=generator)  # all 64 bits: without bounds the highest would be zero
     noise = words.view(torch.int16)[: bits.numel()].view(bits.shape).to(torch.int32) & 0xFFFF
     rounded = ((bits + noise) & -65536).view(torch.float32).to(torch.bfloat16)
     return torch.where(torch.isfinite(value), rounded, value.to(torch.bfloat16))

@@ -75,8 +75,12 @@ class AdaptedLinear(nn.Module):
         """Whether it is bf16 that is multiplied in fp32 anyway (`products.widens`): there the parts are added in fp32
         and rounded once, which is the one accumulator, without a copy of W for each slot. Not for the arithmetics that
         round in between, nor where an fp32 copy of W would be large."""
-        usual = any(at.arithmetic != "accumulator" for at in self.columns.values())
-        return not usual and self.weight.numel() <= LARGEST_WIDE and widens(self.weight)
+        return self.is_faithful and self.weight.numel() <= LARGEST_WIDE and widens(self.weight)
+
+    @property
+    def is_faithful(self) -> bool:
+        """Whether every slot's part joins the base's in one accumulator."""
+        return all(at.arithmetic == "accumulator" for at in self.columns.values())
 
     def reserve(self, columns: dict[str, Columns]) -> None:
         """Make room for these adapter columns; all adapter entries become zero until `write` fills them."""

@@ -1,4 +1,4 @@
-"""Compiles `pieces.cpp` at its first use and keeps the result in the cache; without a compiler there is none.
+"""Compiles the C++ beside it at its first use and keeps the result in the cache; without a compiler there is none.
 
 The library is plain C behind ctypes: no torch headers, so that it takes seconds, and no pickles or code from elsewhere.
 It is compiled for the processor that it runs on. Its threads are torch's own: both use the OpenMP runtime that torch
@@ -12,6 +12,7 @@ import hashlib
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,8 @@ import torch
 
 from lowregret.folders import cache_folder
 
-SOURCE = Path(__file__).with_name("pieces.cpp")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("pieces.cpp", "decoding.cpp"))
+HEADERS = (Path(__file__).with_name("formats.h"),)
 # Reductions are vectorised where the source says so (omp simd). -ffast-math would drop NaNs.
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-shared", "-fPIC")
 COMPILE_SECONDS = 120
@@ -36,25 +38,45 @@ def library() -> ctypes.CDLL | None:
     """
     if os.environ.get("LOWREGRET_KERNELS") == "torch" or sys.platform != "linux":
         return None
-    compiler = next((path for name in ("g++", "c++", "clang++") if (path := shutil.which(name))), None)
+    compiler = next((path for name in ("g++", "c++") if (path := shutil.which(name))), None)
     if compiler is None:
         return None
     processor = f"{platform.machine()} {torch.cpu.get_capabilities()}"
-    recipe = "\n".join((SOURCE.read_text(encoding="utf-8"), compiler, *FLAGS, processor))
+    written = [file.read_text(encoding="utf-8") for file in (*SOURCES, *HEADERS)]
+    recipe = "\n".join((*written, compiler, *FLAGS, processor))
     file = cache_folder() / "kernels" / f"pieces-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.so"
     try:
         if not file.exists():
             _compile(compiler, file)
-        return ctypes.CDLL(str(file))
+        return _loaded(file) or _loaded(_compile(compiler, file))
     except (OSError, subprocess.SubprocessError):
         return None
 
 
-def _compile(compiler: str, file: Path) -> None:
+def _loaded(file: Path) -> ctypes.CDLL | None:
+    """None for a file that was cut short, by a full disk say: it is made again.
+
+    Raises:
+        OSError: somebody else could have written it.
+    """
+    for place in (file, file.parent):
+        state = place.stat()
+        if state.st_uid != os.geteuid() or state.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise OSError(f"{place} can be written by others, so that it is not run")
+    try:
+        return ctypes.CDLL(str(file))
+    except OSError:
+        return None
+
+
+def _compile(compiler: str, file: Path) -> Path:
     """Whole or not at all: another process may be about to do the same."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+    file.parent.parent.mkdir(parents=True, exist_ok=True)
+    file.parent.mkdir(mode=0o700, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
         made = Path(scratch) / file.name
-        command = [compiler, *FLAGS, str(SOURCE), "-o", str(made)]
+        command = [compiler, *FLAGS, *map(str, SOURCES), "-o", str(made)]
         subprocess.run(command, check=True, capture_output=True, timeout=COMPILE_SECONDS)
+        made.chmod(0o700)
         os.replace(made, file)
+    return file

@@ -1,4 +1,5 @@
-"""The compiled pieces behind Python functions: shapes and strides are checked here, numbers are made in `pieces.cpp`.
+"""The compiled pieces behind Python functions: formats, shapes and strides are checked here, numbers are made in
+`pieces.cpp` and `decoding.cpp`.
 
 Tensors lie on the CPU and are fp32 or bf16, channels side by side; rows may be further apart than they are wide.
 Suffixes: T rows, D and F channels, H heads, C channels of a head, P loss positions, V vocabulary; B matrices of scores
@@ -28,6 +29,9 @@ _ARGUMENTS = {
     "nll_gradient": (_P, _P, _P, _P, _P, _I, _I),
     "causal_softmax": (_P, _I, _I, _I, _F),
     "causal_softmax_backward": (_P, _P, _I, _I, _I, _F),
+    "pack": (_P, _I, _P, _I, _I),
+    "product": (_P, _I, _I, _I, _P, _I, _P, _P, _I, _P, _I, _P),
+    "attend": (_P, _I, _I, _P, _I, _I, _P, _I, _I, _P, _P, _P, _P, _P, _I, _I, _I, _I, _I, _I, _F, _I),
 }
 
 
@@ -54,12 +58,31 @@ def _same(*tensors: Tensor) -> torch.dtype:
     return dtype
 
 
+def _is_fp32_of(numbers: Tensor, rows: int) -> None:
+    """One dense fp32 number a row."""
+    assert numbers.dtype == torch.float32
+    assert numbers.numel() == rows
+    assert numbers.is_contiguous()
+
+
+def _are_columns(targets_P: Tensor, rows: int, width: int) -> None:
+    """One index a row, of one of its columns."""
+    assert targets_P.dtype == torch.int64
+    assert targets_P.shape == (rows,)
+    assert targets_P.is_contiguous()
+    if rows:
+        low, high = torch.aminmax(targets_P)
+        assert int(low) >= 0
+        assert int(high) < width
+
+
 def rms_norm(h_TD: Tensor, inverse_T: Tensor, weight_D: Tensor, eps: float, out_TD: Tensor, *, known: bool) -> None:
     """Write h * inverse * weight to `out_TD`; where not `known`, the fp32 `inverse_T` is written first."""
     rows, width = h_TD.shape
     function = _function("rms_norm", _same(h_TD, weight_D, out_TD))
-    assert inverse_T.dtype == torch.float32
-    assert inverse_T.is_contiguous()
+    assert weight_D.shape == (width,)
+    assert out_TD.shape == h_TD.shape
+    _is_fp32_of(inverse_T, rows)
     function(
         *(h_TD.data_ptr(), h_TD.stride(0), weight_D.data_ptr(), out_TD.data_ptr(), out_TD.stride(0)),
         *(inverse_T.data_ptr(), rows, width, eps, int(known)),
@@ -74,7 +97,10 @@ def rms_norm_backward(
     function = _function(
         "rms_norm_backward", _same(dn_TD, h_TD, weight_D, out_TD, *([] if add_TD is None else [add_TD]))
     )
-    assert inverse_T.is_contiguous()
+    assert weight_D.shape == (width,)
+    assert dn_TD.shape == out_TD.shape == h_TD.shape
+    assert add_TD is None or add_TD.shape == h_TD.shape
+    _is_fp32_of(inverse_T, rows)
     function(
         *(dn_TD.data_ptr(), dn_TD.stride(0), h_TD.data_ptr(), h_TD.stride(0), weight_D.data_ptr()),
         inverse_T.data_ptr(),
@@ -87,6 +113,9 @@ def rotate(x_THC: Tensor, cos_TC: Tensor, sin_TC: Tensor, out_THC: Tensor, *, ba
     """Write x, turned by its position's angles or back, to `out_THC`, another tensor."""
     rows, heads, channels = x_THC.shape
     function = _function("rotate", _same(x_THC, cos_TC, sin_TC, out_THC))
+    assert channels % 2 == 0
+    assert cos_TC.shape == sin_TC.shape == (rows, channels)
+    assert out_THC.shape == x_THC.shape
     assert cos_TC.is_contiguous()
     assert sin_TC.is_contiguous()
     function(
@@ -98,6 +127,7 @@ def rotate(x_THC: Tensor, cos_TC: Tensor, sin_TC: Tensor, out_THC: Tensor, *, ba
 def swiglu(gate_TF: Tensor, up_TF: Tensor, out_TF: Tensor) -> None:
     """Write silu(gate) * up to `out_TF`."""
     function = _function("swiglu", _same(gate_TF, up_TF, out_TF))
+    assert gate_TF.shape == up_TF.shape == out_TF.shape
     assert gate_TF.is_contiguous()
     assert up_TF.is_contiguous()
     function(gate_TF.data_ptr(), up_TF.data_ptr(), out_TF.data_ptr(), out_TF.stride(0), *gate_TF.shape)
@@ -106,6 +136,7 @@ def swiglu(gate_TF: Tensor, up_TF: Tensor, out_TF: Tensor) -> None:
 def swiglu_backward(dm_TF: Tensor, gate_TF: Tensor, up_TF: Tensor, dgate_TF: Tensor, dup_TF: Tensor) -> None:
     """Write the gradients of gate and up."""
     function = _function("swiglu_backward", _same(dm_TF, gate_TF, up_TF, dgate_TF, dup_TF))
+    assert dm_TF.shape == gate_TF.shape == up_TF.shape == dgate_TF.shape == dup_TF.shape
     for dense in (dm_TF, gate_TF, up_TF):
         assert dense.is_contiguous()
     function(
@@ -117,9 +148,8 @@ def swiglu_backward(dm_TF: Tensor, gate_TF: Tensor, up_TF: Tensor, dgate_TF: Ten
 def nll(logits_PV: Tensor, targets_P: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """nll of each row's target, the row's largest logit and its sum of exp(logit - largest); all fp32 [P]."""
     assert logits_PV.is_contiguous()
-    assert targets_P.dtype == torch.int64
-    assert targets_P.is_contiguous()
     rows, width = logits_PV.shape
+    _are_columns(targets_P, rows, width)
     losses_P, largest_P, total_P = (torch.empty(rows, dtype=torch.float32) for _ in range(3))
     _function("nll", logits_PV.dtype)(
         *(logits_PV.data_ptr(), targets_P.data_ptr(), largest_P.data_ptr(), total_P.data_ptr(), losses_P.data_ptr()),
@@ -130,10 +160,11 @@ def nll(logits_PV: Tensor, targets_P: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def nll_gradient(logits_PV: Tensor, targets_P: Tensor, largest_P: Tensor, total_P: Tensor, weights_P: Tensor) -> None:
     """Put weights * (softmax - onehot) in the place of the logits; the rest as `nll` gave it."""
-    for dense in (largest_P, total_P, weights_P):
-        assert dense.is_contiguous()
-        assert dense.dtype == torch.float32
+    assert logits_PV.is_contiguous()
     rows, width = logits_PV.shape
+    _are_columns(targets_P, rows, width)
+    for of_rows in (largest_P, total_P, weights_P):
+        _is_fp32_of(of_rows, rows)
     _function("nll_gradient", logits_PV.dtype)(
         *(logits_PV.data_ptr(), targets_P.data_ptr(), largest_P.data_ptr(), total_P.data_ptr(), weights_P.data_ptr()),
         *(rows, width),
@@ -148,7 +179,94 @@ def causal_softmax(scores_BQL: Tensor, scale: float) -> None:
 
 def causal_softmax_backward(gradient_BQL: Tensor, probabilities_BQL: Tensor, scale: float) -> None:
     """Put the gradient of the scores in the place of that of the probabilities, fp32."""
+    assert gradient_BQL.shape == probabilities_BQL.shape
     assert gradient_BQL.is_contiguous()
     assert probabilities_BQL.is_contiguous()
     function = _function("causal_softmax_backward", _same(gradient_BQL, probabilities_BQL))
     function(gradient_BQL.data_ptr(), probabilities_BQL.data_ptr(), *gradient_BQL.shape, scale)
+
+
+@cache
+def _packed_size(outputs: int, depth: int) -> int:
+    found = library()
+    assert found is not None
+    size = found.packed_size
+    size.argtypes, size.restype = (_I, _I), _I
+    return size(outputs, depth)
+
+
+def pack(weight_FD: Tensor) -> Tensor:
+    """A matrix in the order in which `product` reads it: panels of output channels, of the weight's own format."""
+    outputs, depth = weight_FD.shape
+    packed = torch.empty(_packed_size(outputs, depth), dtype=weight_FD.dtype)
+    _function("pack", _same(weight_FD))(weight_FD.data_ptr(), weight_FD.stride(0), packed.data_ptr(), outputs, depth)
+    return packed
+
+
+def product(
+    x_TD: Tensor,
+    packed: Tensor,
+    out_TF: Tensor,
+    *,
+    bias_F: Tensor | None = None,
+    blocks: Tensor | None = None,
+    adapters: Tensor | None = None,
+) -> None:
+    """Write x W^T + s (x A^T) B^T to `out_TF`, summed in fp32 and rounded once, and then add the bias.
+
+    Args:
+        packed: W, from `pack`.
+        blocks: int64 [blocks, 3]: start and stop of rows that belong to a slot, and its index; -1 for no slot. They
+            cover all rows.
+        adapters: int64 [slots, 3]: addresses of A [rank, D] and of s B^T [rank, F], dense fp32, and the rank; whoever
+            made the table keeps these alive.
+    """
+    rows, depth = x_TD.shape
+    assert out_TF.shape[0] == rows
+    assert packed.numel() == _packed_size(out_TF.shape[1], depth)
+    assert bias_F is None or bias_F.shape == out_TF.shape[1:]
+    assert (blocks is None) == (adapters is None)
+    for table in (blocks, adapters):
+        assert table is None or (table.dtype == torch.int64 and table.is_contiguous() and table.shape[1] == 3)
+    function = _function("product", _same(x_TD, packed, out_TF, *([] if bias_F is None else [bias_F])))
+    function(
+        *(x_TD.data_ptr(), x_TD.stride(0), rows, depth, packed.data_ptr(), out_TF.shape[1]),
+        *(None if bias_F is None else bias_F.data_ptr(), out_TF.data_ptr(), out_TF.stride(0)),
+        *((None, 0) if blocks is None else (blocks.data_ptr(), blocks.shape[0])),
+        None if adapters is None else adapters.data_ptr(),
+    )
+
+
+def attend(
+    q_RHC: Tensor,
+    k_RKC: Tensor,
+    v_RKC: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    cache_rows: Tensor,
+    held: Tensor,
+    *,
+    scale: float,
+    window: int | None,
+) -> Tensor:
+    """Write each row's key and value to the cache, and attend to its own past and itself; returns [R, H, C].
+
+    Args:
+        keys: [rows of the cache, K, length, C], dense, and so are `values`.
+        cache_rows: int64 [R], each row's place in the cache.
+        held: int64 [R], tokens that it held before.
+        window: positions that a query sees, its own included; None: all.
+    """
+    num_rows, num_heads, channels = q_RHC.shape
+    _, kv_heads, length, value_channels = values.shape
+    dtype = _same(q_RHC, k_RKC, v_RKC, keys, values)
+    for dense in (keys, values, cache_rows, held):
+        assert dense.is_contiguous()
+    out_RHC = torch.empty(num_rows, num_heads, value_channels, dtype=dtype)
+    _function("attend", dtype)(
+        *(q_RHC.data_ptr(), q_RHC.stride(0), q_RHC.stride(1), k_RKC.data_ptr(), k_RKC.stride(0), k_RKC.stride(1)),
+        *(v_RKC.data_ptr(), v_RKC.stride(0), v_RKC.stride(1), keys.data_ptr(), values.data_ptr()),
+        *(cache_rows.data_ptr(), held.data_ptr(), out_RHC.data_ptr(), num_rows, kv_heads, num_heads // kv_heads),
+        *(channels, value_channels, length, scale, window or 0),
+    )
+    return out_RHC

@@ -21,6 +21,7 @@ from lowregret.batches import PackedBatch
 from lowregret.kernels.products import linear
 from lowregret.models.attention import NAME, Attending, Packing
 from lowregret.models.fast_body import FastBody
+from lowregret.models.packed import PackedSites
 
 LOGITS_BYTES = 64 << 20
 """fp32 bytes of one chunk of logits; larger chunks were no faster (benchmarks/pieces.py)."""
@@ -82,9 +83,7 @@ class CausalLM:
     ) -> Float[Tensor, "T D"]:
         """Last hidden states of a row of tokens, which attend as `attending` says; run it inside `routed(...)`."""
         assert cast(Any, self.model).config._attn_implementation == NAME, "another model shares this model's config"
-        embedded = cast(Any, self.model).get_input_embeddings()(tokens_T[None])
-        if torch.is_grad_enabled() and not embedded.requires_grad:
-            embedded.requires_grad_()  # the graph starts here: adapters take no part in it as leaves
+        embedded = self._embedded(tokens_T)
         if self._fast is not None and not module_by_module:
             return self._fast.hidden(embedded[0], positions_T, attending)
         placeholder = torch.empty(1, 1, 1, 1, dtype=self.dtype, device=tokens_T.device)
@@ -97,11 +96,29 @@ class CausalLM:
         )
         return output.last_hidden_state[0]
 
+    def _embedded(self, tokens_T: Tensor) -> Tensor:
+        """Where the graph starts: adapters take no part in it as leaves. [1, T, D]."""
+        embedding: nn.Module = cast(Any, self.model).get_input_embeddings()
+        if not torch.is_grad_enabled():
+            return embedding(tokens_T[None])
+        training = self.trainable.gradients if isinstance(self.trainable, FullParameters) else {}
+        gradient = training.get(cast(Any, embedding).weight)
+        if gradient is None or type(embedding) is not nn.Embedding:
+            embedded = embedding(tokens_T[None])
+            return embedded if embedded.requires_grad else embedded.requires_grad_()
+        embedded = embedding(tokens_T[None]).detach().requires_grad_()
+        # Autograd would sum a token's rows in the model's format, where the later ones of a frequent token are lost.
+        trained = tokens_T != embedding.padding_idx if embedding.padding_idx is not None else slice(None)
+
+        def add(grad_1TD: Tensor) -> None:
+            gradient.index_add_(0, tokens_T[trained], grad_1TD[0][trained].to(gradient.dtype))
+
+        embedded.register_hook(add)
+        return embedded
+
     def logits(self, hidden_PD: Float[Tensor, "P D"]) -> Float[Tensor, "P V"]:
         """Logits of some hidden states, in the model's dtype."""
-        head = self.head
-        plain = type(head) is nn.Linear and head.bias is None
-        logits = linear(hidden_PD, cast(nn.Linear, head).weight) if plain else head(hidden_PD)
+        logits = self._unembedded(hidden_PD)
         if self._logits_divisor != 1.0:
             logits = logits / self._logits_divisor
         if self._logits_factor != 1.0:
@@ -109,6 +126,28 @@ class CausalLM:
         if self._softcap is not None:
             logits = self._softcap * torch.tanh(logits / self._softcap)
         return logits
+
+    def _unembedded(self, hidden_PD: Tensor) -> Tensor:
+        head = self.head
+        packed = self._fast.packed if self._fast is not None else None
+        if packed is not None and (logits := packed.product(cast(Any, head), hidden_PD)) is not None:
+            return logits
+        plain = type(head) is nn.Linear and head.bias is None
+        return linear(hidden_PD, cast(nn.Linear, head).weight) if plain else head(hidden_PD)
+
+    @contextmanager
+    def decoding(self) -> Iterator[None]:
+        """Inside, products of few rows read packed weights (`models.packed`) where these serve; weights and adapters
+        must not change meanwhile, and nothing is differentiated."""
+        sites = [*self._fast.sites, cast(Any, self.head)] if self._fast is not None else []
+        if self._fast is None or not PackedSites.fits(sites):
+            yield
+            return
+        self._fast.packed = PackedSites(sites)
+        try:
+            yield
+        finally:
+            self._fast.packed = None
 
     @property
     def keeps_logits(self) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lowregret.models.attention import Attending
 from lowregret.models.llama_layer import Around, LlamaLayer, NormFunction
+from lowregret.models.packed import PackedSites, Site
 
 FAMILIES = {"llama", "mistral", "qwen2", "qwen3", "smollm3"}
 """Families, as config.json names them, whose layer is that of `llama_layer`: RMS norm before attention and before a
@@ -34,13 +35,24 @@ class FastBody:
         self._gradients = gradients
         self.recompute = False
         """Activation checkpointing."""
+        self.packed: PackedSites | None = None
+        """Matrices for products of few rows, while the model decodes."""
 
     @staticmethod
     def fits(body: nn.Module) -> bool:
         """Whether this is a body of transformers' own whose layers are known."""
-        config = cast(Any, body).config
+        shaped = cast(Any, body)
+        config = shaped.config
         own = type(body).__module__.startswith("transformers.models.")
-        return own and config.model_type in FAMILIES and config.hidden_act == "silu"
+        if not own or config.model_type not in FAMILIES or config.hidden_act != "silu":
+            return False
+        # All channels of a head are turned (no partial rotary positions).
+        return 2 * shaped.rotary_emb.inv_freq.numel() == shaped.layers[0].self_attn.head_dim
+
+    @property
+    def sites(self) -> list[Site]:
+        """The matrices of all layers."""
+        return [site for layer in self._layers for site in layer.sites]
 
     def hidden(
         self, embedded_TD: Float[Tensor, "T D"], positions_T: Int[Tensor, " T"], attending: Attending
@@ -48,7 +60,12 @@ class FastBody:
         """Last hidden states; differentiable where the embeddings are."""
         cos, sin = self._body.rotary_emb(embedded_TD[None], positions_T[None])
         around = Around(
-            cos=cos[0], sin=sin[0], attending=attending, gradients=self._gradients, recompute=self.recompute
+            cos=cos[0],
+            sin=sin[0],
+            attending=attending,
+            gradients=self._gradients,
+            recompute=self.recompute,
+            packed=self.packed,
         )
         h_TD = embedded_TD
         for layer in self._layers:

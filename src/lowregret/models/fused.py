@@ -61,7 +61,7 @@ def rms_norm_backward(
     `grad_weight_D`.
     """
     if grad_weight_D is not None:
-        grad_weight_D.add_((dn_TD * h_TD * inverse).sum(0))
+        grad_weight_D.add_((dn_TD.to(inverse.dtype) * h_TD * inverse).sum(0))
     if native.serves(dn_TD):
         native.rms_norm_backward(dn_TD, h_TD, weight_D, inverse, add_TD, out_TD)
         return

@@ -2,7 +2,7 @@
 
 A prompt is read once, packed (`Recording`), and its keys and values are copied to every row that continues it. A row is
 filled from position 0, so that rows of unequal length stand beside each other without a shift; what lies behind a
-row's end is masked, and zero when a row begins: a mask can't hide the NaN of a slot that held the row before.
+row's end is masked, and zero when a row begins or moves: a mask can't hide the NaN of a slot that held the row before.
 Suffixes: R rows (completions), H heads, K key-value heads, G queries of a key-value head, C channels, L positions.
 """
 
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from lowregret.kernels import native
 from lowregret.models.attention import Head, Packing
 
 LENGTH_MULTIPLE = 32
@@ -59,10 +60,11 @@ class KVCache:
                 cached_RKLC[rows, :, length:] = 0
 
     def move(self, source: int, target: int, length: int) -> None:
-        """Copy a row's first `length` positions to another row."""
+        """Copy a row's first `length` positions to another row, and zero what lies behind them there."""
         for cached in (self._keys, self._values):
             for rows_RKLC in cached.values():
                 rows_RKLC[target, :, :length] = rows_RKLC[source, :, :length]
+                rows_RKLC[target, :, length:] = 0
 
     def of(self, layer: int, k_KTC: Tensor, v_KTC: Tensor) -> tuple[Tensor, Tensor]:
         """A layer's keys and values, [rows, K, length, C]; made at its first use, when their shapes are known."""
@@ -82,6 +84,8 @@ class DecodingStep:
             rows: cache row of each token, a permutation of 0..R-1.
             lengths: tokens that each of these rows held before.
         """
+        assert max(rows) < cache.rows
+        assert max(lengths) < cache.length
         self._cache = cache
         self._rows = torch.tensor(rows, device=device)
         self.positions = torch.tensor(lengths, device=device)
@@ -94,6 +98,12 @@ class DecodingStep:
     def attend(self, q_HRC: Tensor, k_KRC: Tensor, v_KRC: Tensor, head: Head) -> Tensor:
         """Write the tokens' keys and values, then attend to all positions of each row up to its own."""
         keys, values = self._cache.of(head.layer, k_KRC, v_KRC)
+        if native.serves(q_HRC) and head.softcap is None:
+            rows = (q_HRC.transpose(0, 1), k_KRC.transpose(0, 1), v_KRC.transpose(0, 1))
+            output_RHC = native.attend(
+                *rows, keys, values, self._rows, self.positions, scale=head.scaling, window=head.window
+            )
+            return output_RHC.transpose(0, 1)
         keys[self._rows, :, self.positions] = k_KRC.transpose(0, 1)
         values[self._rows, :, self.positions] = v_KRC.transpose(0, 1)
         num_rows, num_heads = q_HRC.shape[1], k_KRC.shape[0]

@@ -21,8 +21,7 @@ from lowregret.adapters.layer import AdaptedLinear, Kept
 from lowregret.kernels.products import add_product, matmul
 from lowregret.models.attention import Attending, Head
 from lowregret.models.fused import rms_norm, rms_norm_backward, rms_scale, rotate, swiglu, swiglu_backward
-
-Site = nn.Linear | AdaptedLinear
+from lowregret.models.packed import PackedSites, Site
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +41,8 @@ class Around:
     """Accumulators of the base's own parameters that train; empty where only adapters do."""
     recompute: bool
     """Keep a layer's input only, and run the layer again in the backward (activation checkpointing)."""
+    packed: PackedSites | None = None
+    """Matrices for products of few rows, where nothing is kept for a backward."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +82,13 @@ class LlamaLayer:
         self._layer = cast(Any, layer)
         self._turns = bool(getattr(self._layer.self_attn, "use_rope", True))  # SmolLM3 leaves some layers unturned
 
+    @property
+    def sites(self) -> list[Site]:
+        """The layer's matrices."""
+        attention, mlp = self._layer.self_attn, self._layer.mlp
+        attending = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
+        return [*attending, mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+
     def __call__(self, h_TD: Float[Tensor, "T D"], around: Around) -> Float[Tensor, "T D"]:
         """The residual stream behind the layer; differentiable where grad mode is on."""
         if torch.is_grad_enabled() and h_TD.requires_grad:
@@ -91,11 +99,12 @@ class LlamaLayer:
         """Forward, outside autograd; the activations where `keep` says so."""
         attention, mlp, num_tokens = self._layer.self_attn, self._layer.mlp, h_TD.shape[0]
         sites: dict[str, Kept | None] = {}
+        packed = None if keep else around.packed
         buffer, n_TD = _roomy(h_TD, h_TD.shape[1], attention.q_proj, attention.k_proj, attention.v_proj)
         inverse_in = _norm(self._layer.input_layernorm, h_TD, n_TD)
         rows: dict[str, Tensor] = {}
         for name in ("q", "k", "v"):
-            rows[name], sites[name] = _forward(getattr(attention, f"{name}_proj"), n_TD, buffer)
+            rows[name], sites[name] = _forward(getattr(attention, f"{name}_proj"), n_TD, buffer, packed)
         by_head = {name: row.view(num_tokens, -1, attention.head_dim) for name, row in rows.items()}
         normed: dict[str, Normed | None] = {}
         for name in ("q", "k"):
@@ -108,15 +117,15 @@ class LlamaLayer:
         with torch.set_grad_enabled(keep):
             attended_HTC = around.attending.attend(q_HTC, k_KTC, v_KTC, head_of(attention))
         buffer, o_TX = self._attended_rows(attended_HTC, attention.o_proj)
-        middle_TD, sites["o"] = _forward(attention.o_proj, o_TX, buffer)
+        middle_TD, sites["o"] = _forward(attention.o_proj, o_TX, buffer, packed)
         middle_TD += h_TD
         buffer, n_TD = _roomy(h_TD, h_TD.shape[1], mlp.gate_proj, mlp.up_proj)
         inverse_middle = _norm(self._layer.post_attention_layernorm, middle_TD, n_TD)
-        gate_TF, sites["gate"] = _forward(mlp.gate_proj, n_TD, buffer)
-        up_TF, sites["up"] = _forward(mlp.up_proj, n_TD, buffer)
+        gate_TF, sites["gate"] = _forward(mlp.gate_proj, n_TD, buffer, packed)
+        up_TF, sites["up"] = _forward(mlp.up_proj, n_TD, buffer, packed)
         buffer, m_TF = _roomy(h_TD, gate_TF.shape[1], mlp.down_proj)
         swiglu(gate_TF, up_TF, m_TF)
-        out_TD, sites["down"] = _forward(mlp.down_proj, m_TF, buffer)
+        out_TD, sites["down"] = _forward(mlp.down_proj, m_TF, buffer, packed)
         out_TD += middle_TD
         if not keep:
             return out_TD, None
@@ -178,7 +187,7 @@ class LlamaLayer:
             if name == "v" or not self._turns:
                 turned_THC.copy_(d_HTC.transpose(0, 1))
             else:
-                rotate(d_HTC.transpose(0, 1), around.cos, around.sin, turned_THC, back=True)
+                rotate(_dense(d_HTC.transpose(0, 1)), around.cos, around.sin, turned_THC, back=True)
             if normed is not None:
                 flat, before = turned_THC.flatten(0, 1), normed.before.flatten(0, 1)
                 _norm_back(getattr(attention, f"{name}_norm"), flat, before, normed.inverse, around, flat)
@@ -220,7 +229,9 @@ class _LayerFunction(torch.autograd.Function):
 def head_of(attention: Any) -> Head:
     """What a layer's attention is besides its tensors, as transformers' module says."""
     own = vars(attention)
-    window = own["sliding_window"] if "sliding_window" in own else getattr(attention.config, "sliding_window", None)
+    # Mistral's attention reads the config; in another family's config such a number is a leftover that nobody reads.
+    elsewhere = attention.config.sliding_window if attention.config.model_type == "mistral" else None
+    window = own.get("sliding_window", elsewhere)
     return Head(layer=attention.layer_idx, scaling=attention.scaling, window=window)
 
 
@@ -231,7 +242,9 @@ def _roomy(like: Tensor, width: int, *sites: Site) -> tuple[Tensor, Tensor]:
     return buffer, buffer[:, :width]
 
 
-def _forward(site: Site, x_TD: Tensor, room: Tensor) -> tuple[Tensor, Kept | None]:
+def _forward(site: Site, x_TD: Tensor, room: Tensor, packed: PackedSites | None) -> tuple[Tensor, Kept | None]:
+    if packed is not None and (out_TF := packed.product(site, x_TD)) is not None:
+        return out_TF, None
     kept = None
     if isinstance(site, AdaptedLinear):
         y_TF, kept = site.apply_to(x_TD, room)
@@ -253,6 +266,11 @@ def _backward(site: Site, x_TD: Tensor, dy_TF: Tensor, kept: Kept | None, room: 
     if site.bias is not None and (gradient := around.gradients.get(site.bias)) is not None:
         gradient.add_(dy_TF.sum(0, dtype=gradient.dtype))
     return matmul(dy_TF, site.weight)
+
+
+def _dense(gradient: Tensor) -> Tensor:
+    """With channels side by side, however autograd left it."""
+    return gradient if gradient.stride(-1) == 1 else gradient.contiguous()
 
 
 def _norm(norm: Any, h_TD: Tensor, out_TD: Tensor) -> Tensor:
@@ -297,5 +315,5 @@ class NormFunction(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
         h_TD, inverse = ctx.saved_tensors
         dh_TD = torch.empty_like(h_TD)
-        _norm_back(ctx.norm, grad_outputs[0], h_TD, inverse, ctx.around, dh_TD)
+        _norm_back(ctx.norm, _dense(grad_outputs[0]), h_TD, inverse, ctx.around, dh_TD)
         return dh_TD, None, None

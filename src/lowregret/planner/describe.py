@@ -15,6 +15,7 @@ from lowregret.planner.flops import break_even_rank, flops, forward_flops, rollo
 from lowregret.planner.information import judge_information
 from lowregret.planner.learning_rate import full_rate, thinking_machines_law
 from lowregret.planner.memory import full_params
+from lowregret.planner.one_pass import one_pass_gain, one_pass_text
 from lowregret.planner.rank import suggest_rank
 from lowregret.planner.resolve import slot_rate
 from lowregret.planner.targets import select
@@ -76,6 +77,7 @@ def plan_mapping(
         "flops_unit": "multiply-adds",
         "flops_of_run": macs,
         "seconds": None if macs_per_second is None else macs / macs_per_second,
+        "one_pass_gain": _one_pass_gain(plan, shape),
         "device": plan.device,
         "dtype": plan.dtype,
         "threads": plan.threads,
@@ -253,6 +255,15 @@ def _slot_macs(slot: SlotSpec, plan: ResolvedPlan, shape: ModelShape) -> float:
     return cost.of_run(tokens, completion) + forward_flops(shape, mean_length=length).of_run(sampled, drawn)
 
 
+def _one_pass_gain(plan: ResolvedPlan, shape: ModelShape) -> float | None:
+    """None where no two adapters share a pass, and on devices where it was not measured."""
+    adapters = [slot for slot in plan.spec.slots if isinstance(slot.weights, AdapterSpec)]
+    if len(adapters) < 2 or plan.device != "cpu":
+        return None
+    of_a_step = sum(_slot_macs(slot, plan, shape) for slot in adapters) / len(adapters) / max(1, plan.steps)
+    return one_pass_gain(macs=of_a_step, slots=len(adapters), layers=shape.num_layers)
+
+
 def _tokens(plan: ResolvedPlan) -> tuple[float, float, float]:
     """Tokens that a slot trains on, how many of them carry loss, and, in RL, tokens that its sampler computes."""
     rl, batch = plan.spec.rl, plan.spec.train.batch_size
@@ -310,6 +321,8 @@ def _capacity_table(plan: ResolvedPlan, shape: ModelShape) -> Table:
 
 def _cost_table(mapping: Mapping[str, Any]) -> Table:
     rows = [(label, f"{mapping[key]:.3g}") for key, label in _COSTS.items() if mapping.get(key) is not None]
+    gain = mapping["one_pass_gain"]
+    rows += [] if gain is None else [("all adapters in one pass", one_pass_text(gain))]
     return Table(title="Cost", columns=("what", "value"), rows=tuple(rows))
 
 

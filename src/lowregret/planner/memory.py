@@ -108,8 +108,8 @@ def memory(shape: ModelShape, question: MemoryQuestion, *, constants: Constants 
     """Bytes by part, and their `total`.
 
     Parts: weights, adapters and full_masters (fp32), gradients, optimizer, working_copies, fidelity, activations,
-    logits, workspace, kv_cache, mapped_file, runtime. The sampler's cache is gone when the learner computes; it is
-    added all the same, since an allocator need not have given it back.
+    logits, workspace, kv_cache, packed_weights, mapped_file, runtime. What the sampler holds is gone when the learner
+    computes; it is added all the same, since an allocator need not have given it back.
     """
     adapters = [slot for slot in question.slots if isinstance(slot, AdapterSpec)]
     fulls = [slot for slot in question.slots if isinstance(slot, FullSpec)]
@@ -120,6 +120,7 @@ def memory(shape: ModelShape, question: MemoryQuestion, *, constants: Constants 
         "logits": int(_logits_bytes(shape) * constants.logits_copies),
         "workspace": _workspace_bytes(shape, question, columns, fulls, constants),
         "kv_cache": _cache_bytes(shape, question),
+        "packed_weights": _packed_bytes(shape, question, adapters),
     }
     parts = {name: int(size * constants.held) for name, size in held.items()}
     parts |= {name: int(size * constants.passing) for name, size in passing.items()}
@@ -277,6 +278,16 @@ def _cache_bytes(shape: ModelShape, question: MemoryQuestion) -> int:
     length = -(-question.cache.length // CACHE_MULTIPLE) * CACHE_MULTIPLE
     channels = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim
     return question.cache.rows * length * channels * BYTES[question.dtype]
+
+
+def _packed_bytes(shape: ModelShape, question: MemoryQuestion, adapters: Sequence[AdapterSpec]) -> int:
+    """Matrices and head in the order in which a decoding step reads them, and adapters in fp32 (`models/packed.py`)."""
+    if question.cache is None or question.device != "cpu" or shape.model_type not in FAST_FAMILIES:
+        return 0
+    matrices = sum(m.num_weights for m in shape.matrices if m.kind != "unembed")
+    head = shape.vocab_size * shape.hidden_size
+    in_adapters = sum(adapter_params(select(shape, a.targets, unembed=a.unembed), a.rank) for a in adapters)
+    return (matrices + head) * BYTES[question.dtype] + in_adapters * FP32_BYTES
 
 
 def _logits_bytes(shape: ModelShape) -> int:

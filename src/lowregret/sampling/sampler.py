@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -98,13 +99,14 @@ class Sampler:
         num_rows = min(self._spec.rows, work.left)
         cache = KVCache(rows=num_rows, length=longest + self._spec.max_new_tokens)
         rows: list[_Row] = []  # the place in this list is the row of the cache
-        while work.left or rows:
-            free = num_rows - len(rows)
-            if work.left and (free >= max(1, num_rows // REFILL_SHARE) or not rows):
-                rows += self._admit(work, free, cache, first=len(rows))
-            else:
-                self._step(rows, work, cache)
-            self._retire(rows, work, cache)
+        with self._model.decoding() if self._spec.max_new_tokens > 1 else nullcontext():
+            while work.left or rows:
+                free = num_rows - len(rows)
+                if work.left and (free >= max(1, num_rows // REFILL_SHARE) or not rows):
+                    rows += self._admit(work, free, cache, first=len(rows))
+                else:
+                    self._step(rows, work, cache)
+                self._retire(rows, work, cache)
         return work.completions
 
     def _admit(self, work: _Work, free: int, cache: KVCache, first: int) -> list[_Row]:

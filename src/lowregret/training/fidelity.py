@@ -145,7 +145,9 @@ class FidelityMeter:
         after: Mapping[str, Losses],
         moved: Mapping[str, float],
     ) -> list[FidelityRow]:
-        """Every arithmetic against fp32."""
+        """Every arithmetic against fp32; nothing where the update moves no loss yet."""
+        if before[FP32] == after[FP32]:
+            return []
         tokens = [example.num_completion_tokens for example in self._documents]
         rows: list[FidelityRow] = []
         for name in after:

@@ -51,11 +51,13 @@ def forward_fidelity(
         tokens: completion tokens by sequence.
 
     Raises:
-        ValueError: fewer than two sequences.
+        ValueError: fewer than two sequences, or an update that moves no loss in fp32.
     """
     if len(tokens) < 2:
         raise ValueError("fidelity needs at least two held-out sequences")
     reference = np.asarray(before_fp32, float) - np.asarray(after_fp32, float)
+    if not reference.any():
+        raise ValueError("the update moves no loss in fp32, so that there is nothing to compare with")
     tested = np.asarray(before, float) - np.asarray(after, float)
     rng = np.random.default_rng(seed)
     picks = rng.integers(0, len(tokens), (RESAMPLES, len(tokens)))

@@ -1,0 +1,276 @@
+// The two pieces of a decoding step that are bound by memory: products of few rows, and attention over a cache.
+//
+// A matrix W [F, D] is packed once into panels of `PANEL` output channels, so that a product of few rows streams it in
+// the order in which it is needed, in the format in which it is stored, and each thread its own panels. Rows are widened
+// to fp32; a product and the adapter's part are summed in fp32 and rounded once. The formulas in torch stand in
+// `models/packed.py` and `models/kv_cache.py`; tests hold them equal. Compiled by `build.py`.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "formats.h"
+
+namespace {
+
+#ifdef __AVX512F__
+constexpr int LANES = 16, BLOCK = 8;  // a block of rows times two vectors of sums, and two of weights, fit 32 registers
+#else
+constexpr int LANES = 8, BLOCK = 4;  // 16 registers
+#endif
+constexpr int PANEL = 2 * LANES;
+
+typedef float lanes __attribute__((vector_size(LANES * 4)));
+typedef uint32_t words __attribute__((vector_size(LANES * 4)));
+
+template <typename V, typename T>
+inline V read(const T *at) {
+    V value;
+    std::memcpy(&value, at, sizeof value);
+    return value;
+}
+
+inline void write(float *at, lanes value) { std::memcpy(at, &value, sizeof value); }
+
+// Weights of input channels d and d + 1 for the output channels of a panel. fp32 as it is; bf16 in words of which the
+// lower half belongs to d and the upper half to d + 1, so that one shift or one mask widens a vector.
+struct Pair {
+    lanes first[2], second[2];
+};
+
+inline Pair read_pair(const float *panel, int64_t d) {
+    const float *at = panel + d * PANEL;
+    return {{read<lanes>(at), read<lanes>(at + LANES)}, {read<lanes>(at + PANEL), read<lanes>(at + PANEL + LANES)}};
+}
+
+inline Pair read_pair(const bf16 *panel, int64_t d) {
+    const bf16 *at = panel + d * PANEL;
+    words both[2] = {read<words>(at), read<words>(at + PANEL)};
+    Pair pair;
+    for (int half = 0; half < 2; half++) {
+        words low = both[half] << 16, high = both[half] & 0xffff0000u;
+        std::memcpy(&pair.first[half], &low, sizeof low);
+        std::memcpy(&pair.second[half], &high, sizeof high);
+    }
+    return pair;
+}
+
+// Where W[f, d] stands in its panel.
+inline int64_t place(const float *, int64_t f, int64_t d) { return d * PANEL + f; }
+
+inline int64_t place(const bf16 *, int64_t f, int64_t d) {
+    int64_t half = f / LANES, lane = f % LANES;
+    return (d / 2) * (2 * PANEL) + half * PANEL + lane * 2 + d % 2;
+}
+
+inline int64_t even(int64_t depth) { return depth + depth % 2; }
+
+template <typename T>
+void pack(const T *weight, int64_t stride, T *packed, int64_t outputs, int64_t depth) {
+    int64_t panels = (outputs + PANEL - 1) / PANEL, size = even(depth) * PANEL;
+#pragma omp parallel for
+    for (int64_t panel = 0; panel < panels; panel++) {
+        T *to = packed + panel * size;
+        std::memset(static_cast<void *>(to), 0, size * sizeof(T));
+        int64_t own = std::min<int64_t>(PANEL, outputs - panel * PANEL);
+        for (int64_t f = 0; f < own; f++) {
+            const T *from = weight + (panel * PANEL + f) * stride;
+            for (int64_t d = 0; d < depth; d++) to[place(to, f, d)] = from[d];
+        }
+    }
+}
+
+// ROWS rows of x [.., depth] times one panel, plus `part` where there is one, to `out` [ROWS, PANEL].
+template <int ROWS, typename T>
+inline void block_product(const float *x, int64_t depth, const T *panel, const float *part, int64_t part_stride,
+                          float *out) {
+    lanes sum[ROWS][2];
+    for (int row = 0; row < ROWS; row++) sum[row][0] = sum[row][1] = lanes{};
+    for (int64_t d = 0; d < depth; d += 2) {
+        Pair pair = read_pair(panel, d);
+        for (int row = 0; row < ROWS; row++) {
+            float first = x[row * depth + d], second = x[row * depth + d + 1];
+            sum[row][0] += first * pair.first[0];
+            sum[row][1] += first * pair.first[1];
+            sum[row][0] += second * pair.second[0];
+            sum[row][1] += second * pair.second[1];
+        }
+    }
+    for (int row = 0; row < ROWS; row++)
+        for (int half = 0; half < 2; half++) {
+            // Last, so that what is small is not summed onto what is large.
+            if (part) sum[row][half] += read<lanes>(part + row * part_stride + half * LANES);
+            write(out + row * PANEL + half * LANES, sum[row][half]);
+        }
+}
+
+template <int ROWS, typename T>
+inline void some_rows(int rows, const float *x, int64_t depth, const T *panel, const float *part, int64_t part_stride,
+                      float *out) {
+    if (rows == ROWS)
+        block_product<ROWS>(x, depth, panel, part, part_stride, out);
+    else if constexpr (ROWS > 1)
+        some_rows<ROWS - 1>(rows, x, depth, panel, part, part_stride, out);
+}
+
+// A slot's adapter at one matrix: A [rank, depth] and s B^T [rank, outputs], fp32; rank 0 for none.
+struct Adapter {
+    const float *down, *up;
+    int64_t rank;
+};
+
+// Rows that belong to one slot.
+struct Rows {
+    int64_t start, stop, slot;
+};
+
+// part [rows, outputs] = s (x A^T) B^T of each row's own adapter, zero for rows without one.
+void adapter_parts(const float *x, int64_t depth, const Rows *blocks, int64_t num_blocks, const Adapter *adapters,
+                   int64_t outputs, float *part, int64_t part_stride) {
+#pragma omp parallel for schedule(dynamic)
+    for (int64_t index = 0; index < num_blocks; index++) {
+        const Rows &block = blocks[index];
+        const Adapter none = {nullptr, nullptr, 0}, &own = block.slot < 0 ? none : adapters[block.slot];
+        for (int64_t row = block.start; row < block.stop; row++) {
+            float *y = part + row * part_stride;
+            std::memset(y, 0, part_stride * sizeof(float));
+            for (int64_t r = 0; r < own.rank; r++) {
+                const float *a = own.down + r * depth, *b = own.up + r * outputs, *in = x + row * even(depth);
+                float u = 0.0f;
+#pragma omp simd reduction(+ : u)
+                for (int64_t d = 0; d < depth; d++) u += in[d] * a[d];
+#pragma omp simd
+                for (int64_t f = 0; f < outputs; f++) y[f] += u * b[f];
+            }
+        }
+    }
+}
+
+// y = x W^T + s (x A^T) B^T + bias, summed in fp32 and rounded once before the bias and once behind it.
+template <typename T>
+void product(const T *x, int64_t x_stride, int64_t rows, int64_t depth, const T *packed, int64_t outputs, const T *bias,
+             T *y, int64_t y_stride, const Rows *blocks, int64_t num_blocks, const Adapter *adapters) {
+    int64_t padded = even(depth), panels = (outputs + PANEL - 1) / PANEL;
+    thread_local std::vector<float> wide, part;
+    wide.resize(rows * padded);
+    for (int64_t row = 0; row < rows; row++) {
+        float *to = wide.data() + row * padded;
+        const T *from = x + row * x_stride;
+        for (int64_t d = 0; d < depth; d++) to[d] = load(from[d]);
+        if (padded > depth) to[depth] = 0.0f;
+    }
+    const float *in = wide.data(), *parts = nullptr;
+    if (adapters) {
+        part.resize(rows * panels * PANEL);
+        adapter_parts(in, depth, blocks, num_blocks, adapters, outputs, part.data(), panels * PANEL);
+        parts = part.data();
+    }
+#pragma omp parallel for schedule(static)
+    for (int64_t panel = 0; panel < panels; panel++) {
+        const T *weights = packed + panel * padded * PANEL;
+        int64_t first = panel * PANEL, own = std::min<int64_t>(PANEL, outputs - first);
+        float sums[BLOCK * PANEL];
+        for (int64_t start = 0; start < rows; start += BLOCK) {
+            int count = int(std::min<int64_t>(BLOCK, rows - start));
+            some_rows<BLOCK>(count, in + start * padded, padded, weights,
+                             parts ? parts + start * panels * PANEL + first : nullptr, panels * PANEL, sums);
+            for (int row = 0; row < count; row++) {
+                T *to = y + (start + row) * y_stride + first;
+                for (int64_t f = 0; f < own; f++) store(to + f, sums[row * PANEL + f]);
+                if (bias)
+                    for (int64_t f = 0; f < own; f++) store(to + f, load(to[f]) + load(bias[first + f]));
+            }
+        }
+    }
+}
+
+// One query a row and head against the row's own past. Keys and values [rows of the cache, K, length, channels] lie dense;
+// the row's new ones are written to them first, at `held`. `group` heads share a key-value head.
+template <typename T>
+void attend(const T *q, int64_t q_row, int64_t q_head, const T *k, int64_t k_row, int64_t k_head, const T *v,
+            int64_t v_row, int64_t v_head, T *keys, T *values, const int64_t *cache_rows, const int64_t *held, T *out,
+            int64_t rows, int64_t kv_heads, int64_t group, int64_t channels, int64_t value_channels, int64_t length,
+            float scale, int64_t window) {
+#pragma omp parallel for collapse(2) schedule(dynamic, 4)
+    for (int64_t row = 0; row < rows; row++) {
+        for (int64_t head = 0; head < kv_heads; head++) {
+            thread_local std::vector<float> scores, wide;
+            int64_t last = held[row], from = window > 0 ? std::max<int64_t>(0, last + 1 - window) : 0;
+            T *own_keys = keys + (cache_rows[row] * kv_heads + head) * length * channels;
+            T *own_values = values + (cache_rows[row] * kv_heads + head) * length * value_channels;
+            std::memcpy(own_keys + last * channels, k + row * k_row + head * k_head, channels * sizeof(T));
+            std::memcpy(own_values + last * value_channels, v + row * v_row + head * v_head, value_channels * sizeof(T));
+            scores.resize(group * (last + 1));
+            wide.resize(group * std::max(channels, value_channels));
+            for (int64_t g = 0; g < group; g++)
+                for (int64_t c = 0; c < channels; c++)
+                    wide[g * channels + c] = load(q[row * q_row + (head * group + g) * q_head + c]) * scale;
+            for (int64_t at = from; at <= last; at++) {
+                const T *key = own_keys + at * channels;
+                for (int64_t g = 0; g < group; g++) {
+                    const float *query = wide.data() + g * channels;
+                    float dot = 0.0f;
+#pragma omp simd reduction(+ : dot)
+                    for (int64_t c = 0; c < channels; c++) dot += query[c] * load(key[c]);
+                    scores[g * (last + 1) + at] = dot;
+                }
+            }
+            for (int64_t g = 0; g < group; g++) {
+                float *x = scores.data() + g * (last + 1), most = x[from], sum = 0.0f;
+#pragma omp simd reduction(max : most)
+                for (int64_t at = from; at <= last; at++) most = x[at] > most ? x[at] : most;
+#pragma omp simd reduction(+ : sum)
+                for (int64_t at = from; at <= last; at++) {
+                    x[at] = exponential(x[at] - most);
+                    sum += x[at];
+                }
+                float factor = 1.0f / sum;
+#pragma omp simd
+                for (int64_t at = from; at <= last; at++) x[at] *= factor;
+            }
+            std::fill(wide.begin(), wide.end(), 0.0f);
+            for (int64_t at = from; at <= last; at++) {
+                const T *value = own_values + at * value_channels;
+                for (int64_t g = 0; g < group; g++) {
+                    float weight = scores[g * (last + 1) + at], *sum = wide.data() + g * value_channels;
+#pragma omp simd
+                    for (int64_t c = 0; c < value_channels; c++) sum[c] += weight * load(value[c]);
+                }
+            }
+            for (int64_t g = 0; g < group; g++) {
+                T *to = out + ((row * kv_heads + head) * group + g) * value_channels;
+                for (int64_t c = 0; c < value_channels; c++) store(to + c, wide[g * value_channels + c]);
+            }
+        }
+    }
+}
+
+}  // namespace
+
+// Elements of a packed matrix.
+extern "C" int64_t packed_size(int64_t outputs, int64_t depth) {
+    return (outputs + PANEL - 1) / PANEL * PANEL * even(depth);
+}
+
+#define EXPORTED(T, NAME)                                                                                              \
+    extern "C" void pack_##NAME(const T *weight, int64_t stride, T *packed, int64_t outputs, int64_t depth) {          \
+        pack<T>(weight, stride, packed, outputs, depth);                                                               \
+    }                                                                                                                  \
+    extern "C" void product_##NAME(const T *x, int64_t xs, int64_t rows, int64_t depth, const T *packed,               \
+                                   int64_t outputs, const T *bias, T *y, int64_t ys, const Rows *blocks,               \
+                                   int64_t num_blocks, const Adapter *adapters) {                                      \
+        product<T>(x, xs, rows, depth, packed, outputs, bias, y, ys, blocks, num_blocks, adapters);                    \
+    }                                                                                                                  \
+    extern "C" void attend_##NAME(const T *q, int64_t qr, int64_t qh, const T *k, int64_t kr, int64_t kh, const T *v,  \
+                                  int64_t vr, int64_t vh, T *keys, T *values, const int64_t *cache_rows,               \
+                                  const int64_t *held, T *out, int64_t rows, int64_t kv_heads, int64_t group,          \
+                                  int64_t channels, int64_t value_channels, int64_t length, float scale,               \
+                                  int64_t window) {                                                                    \
+        attend<T>(q, qr, qh, k, kr, kh, v, vr, vh, keys, values, cache_rows, held, out, rows, kv_heads, group,         \
+                  channels, value_channels, length, scale, window);                                                    \
+    }
+
+EXPORTED(float, fp32)
+EXPORTED(bf16, bf16)
