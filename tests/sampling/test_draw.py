@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
+from lowregret.kernels import native
 from lowregret.sampling.draw import draw, filtered, uniforms
 from lowregret.specs import SamplingSpec
+from tiny import needs_compiler
 
 LOGITS = torch.log(torch.tensor([[0.4, 0.3, 0.2, 0.1], [0.1, 0.2, 0.3, 0.4]]))
 
@@ -51,3 +54,44 @@ def test_temperature_sharpens_and_zero_takes_the_most_likely() -> None:
     tokens, logprobs = draw(LOGITS, [0.99, 0.01], SamplingSpec(temperature=0.0))
     assert tokens.tolist() == [0, 3]
     torch.testing.assert_close(logprobs, torch.log(torch.tensor([0.4, 0.4])))
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("temperature", [1.0, 0.6, 0.0])
+def test_the_compiled_draw_is_torch_s(temperature: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every token where the number falls into its part of the whole, with a vocabulary of several chunks."""
+    generator = torch.Generator().manual_seed(0)
+    logits = (5 * torch.randn(64, 3001, generator=generator)).to(dtype)
+    logits[0, :2500] = float("-inf")
+    numbers = torch.rand(64, generator=generator, dtype=torch.float64).tolist()
+    spec = SamplingSpec(temperature=temperature)
+    tokens, logprobs = draw(logits, numbers, spec)
+    monkeypatch.setattr(native, "serves", lambda _: False)
+    exact_tokens, exact_logprobs = draw(logits.double(), numbers, spec)
+    if temperature == 0.0:
+        assert torch.equal(logits.gather(1, tokens[:, None]), logits.gather(1, exact_tokens[:, None]))
+        torch.testing.assert_close(logprobs.double(), exact_logprobs, rtol=1e-5, atol=1e-5)
+        return
+    probabilities = torch.softmax(logits.double() / temperature, -1)
+    above = probabilities.cumsum(-1).gather(1, tokens[:, None])[:, 0]
+    below = above - probabilities.gather(1, tokens[:, None])[:, 0]
+    aim = torch.tensor(numbers, dtype=torch.float64)
+    assert bool(((below - 1e-6 <= aim) & (aim < above + 1e-6)).all())
+    assert float((tokens == exact_tokens).double().mean()) > 0.95
+    torch.testing.assert_close(
+        logprobs.double(), probabilities.gather(1, tokens[:, None])[:, 0].log(), rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_row_of_nan_gets_a_token_and_a_log_probability_of_nan(
+    compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not compiled:
+        monkeypatch.setattr(native, "serves", lambda _: False)
+    logits = torch.zeros(3, 40)
+    logits[1, 7], logits[2] = float("nan"), float("nan")
+    tokens, logprobs = draw(logits, [0.5, 0.5, 0.5], SamplingSpec())
+    assert bool(((tokens >= 0) & (tokens < 40)).all())
+    assert logprobs.isnan().tolist() == [False, True, True]

@@ -1,9 +1,10 @@
-// The two pieces of a decoding step that are bound by memory: products of few rows, and attention over a cache.
+// The pieces of a decoding step that are bound by memory: products of few rows, attention over a cache, and the draw of a
+// token from a row of logits.
 //
 // A matrix W [F, D] is packed once into panels of `PANEL` output channels, so that a product of few rows streams it in
 // the order in which it is needed, in the format in which it is stored, and each thread its own panels. Rows are widened
 // to fp32; a product and the adapter's part are summed in fp32 and rounded once. The formulas in torch stand in
-// `models/packed.py` and `models/kv_cache.py`; tests hold them equal. Compiled by `build.py`.
+// `models/packed.py`, `models/kv_cache.py` and `sampling/draw.py`; tests hold them equal. Compiled by `build.py`.
 
 #include <algorithm>
 #include <cmath>
@@ -21,6 +22,7 @@ constexpr int LANES = 16, BLOCK = 8;  // a block of rows times two vectors of su
 constexpr int LANES = 8, BLOCK = 4;  // 16 registers
 #endif
 constexpr int PANEL = 2 * LANES;
+constexpr int64_t AHEAD = 12288;  // bytes of weights that are asked for ahead of their use: memory is far away
 
 typedef float lanes __attribute__((vector_size(LANES * 4)));
 typedef uint32_t words __attribute__((vector_size(LANES * 4)));
@@ -89,6 +91,8 @@ inline void block_product(const float *x, int64_t depth, const T *panel, const f
     lanes sum[ROWS][2];
     for (int row = 0; row < ROWS; row++) sum[row][0] = sum[row][1] = lanes{};
     for (int64_t d = 0; d < depth; d += 2) {
+        for (size_t line = 0; line < 2 * PANEL * sizeof(T); line += 64)
+            __builtin_prefetch(reinterpret_cast<const char *>(panel + d * PANEL) + AHEAD + line, 0, 2);
         Pair pair = read_pair(panel, d);
         for (int row = 0; row < ROWS; row++) {
             float first = x[row * depth + d], second = x[row * depth + d + 1];
@@ -247,6 +251,52 @@ void attend(const T *q, int64_t q_row, int64_t q_head, const T *k, int64_t k_row
     }
 }
 
+// One token a row by inversion of the distribution function at `uniforms`, or the likeliest where `greedy`; and its
+// log-probability in softmax(logits * scale). A row of NaN gets its last token and a log-probability of NaN.
+template <typename T>
+void draw(const T *logits, const double *uniforms, int64_t rows, int64_t width, float scale, bool greedy,
+          int64_t *tokens, float *logprobs) {
+    constexpr int64_t CHUNK = 1024;
+#pragma omp parallel for schedule(dynamic)
+    for (int64_t row = 0; row < rows; row++) {
+        const T *x = logits + row * width;
+        thread_local std::vector<float> sums;
+        sums.assign((width + CHUNK - 1) / CHUNK, 0.0f);
+        float most = load(x[0]);
+#pragma omp simd reduction(max : most)
+        for (int64_t c = 0; c < width; c++) most = load(x[c]) > most ? load(x[c]) : most;
+        double total = 0.0;
+        for (size_t chunk = 0; chunk < sums.size(); chunk++) {
+            int64_t stop = std::min<int64_t>(width, (chunk + 1) * CHUNK);
+            float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+            for (int64_t c = chunk * CHUNK; c < stop; c++) sum += exponential((load(x[c]) - most) * scale);
+            sums[chunk] = sum;
+            total += sum;
+        }
+        int64_t token = width - 1;
+        if (greedy) {
+            token = 0;
+            while (token < width - 1 && !(load(x[token]) >= most)) token++;
+        } else {
+            double left = uniforms[row] * total;
+            size_t chunk = 0;
+            while (chunk + 1 < sums.size() && !(left < sums[chunk])) left -= sums[chunk++];
+            int64_t stop = std::min<int64_t>(width, (chunk + 1) * CHUNK);
+            // Where rounding leaves a rest behind the chunk, the last token of it that can be drawn.
+            for (int64_t c = chunk * CHUNK; c < stop; c++) {
+                float share = exponential((load(x[c]) - most) * scale);
+                if (!(load(x[c]) > -INFINITY)) continue;
+                token = c;
+                if (left < share) break;
+                left -= share;
+            }
+        }
+        tokens[row] = token;
+        logprobs[row] = (load(x[token]) - most) * scale - float(std::log(total));
+    }
+}
+
 }  // namespace
 
 // Elements of a packed matrix.
@@ -272,5 +322,13 @@ extern "C" int64_t packed_size(int64_t outputs, int64_t depth) {
                   channels, value_channels, length, scale, window);                                                    \
     }
 
+#define EXPORTED_DRAW(T, NAME)                                                                                         \
+    extern "C" void draw_##NAME(const T *logits, const double *uniforms, int64_t rows, int64_t width, float scale,     \
+                                int64_t greedy, int64_t *tokens, float *logprobs) {                                    \
+        draw<T>(logits, uniforms, rows, width, scale, greedy != 0, tokens, logprobs);                                  \
+    }
+
+EXPORTED_DRAW(float, fp32)
+EXPORTED_DRAW(bf16, bf16)
 EXPORTED(float, fp32)
 EXPORTED(bf16, bf16)

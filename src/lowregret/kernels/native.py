@@ -31,6 +31,7 @@ _ARGUMENTS = {
     "causal_softmax_backward": (_P, _P, _I, _I, _I, _F),
     "pack": (_P, _I, _P, _I, _I),
     "product": (_P, _I, _I, _I, _P, _I, _P, _P, _I, _P, _I, _P),
+    "draw": (_P, _P, _I, _I, _F, _I, _P, _P),
     "attend": (_P, _I, _I, _P, _I, _I, _P, _I, _I, _P, _P, _P, _P, _P, _I, _I, _I, _I, _I, _I, _F, _I),
 }
 
@@ -270,3 +271,22 @@ def attend(
         *(channels, value_channels, length, scale, window or 0),
     )
     return out_RHC
+
+
+def draw(logits_RV: Tensor, uniforms_R: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:
+    """One token of each row, int64 [R], by inversion at `uniforms_R` (fp64, in [0, 1)), and its log-probability.
+
+    Args:
+        temperature: that the logits are divided by; 0 takes the likeliest token, whose log-probability is that at 1.
+    """
+    rows, width = logits_RV.shape
+    for dense in (logits_RV, uniforms_R):
+        assert dense.is_contiguous()
+    assert uniforms_R.dtype == torch.float64
+    assert uniforms_R.shape == (rows,)
+    tokens_R, logprobs_R = torch.empty(rows, dtype=torch.int64), torch.empty(rows, dtype=torch.float32)
+    _function("draw", logits_RV.dtype)(
+        *(logits_RV.data_ptr(), uniforms_R.data_ptr(), rows, width, 1.0 / (temperature or 1.0), temperature == 0.0),
+        *(tokens_R.data_ptr(), logprobs_R.data_ptr()),
+    )
+    return tokens_R, logprobs_R

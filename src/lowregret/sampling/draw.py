@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lowregret.kernels import native
 from lowregret.specs import SamplingSpec
 
 
@@ -43,6 +44,9 @@ def draw(
     The log-probability is that of the softmax at the spec's temperature, before top-k and top-p: what the learner
     computes too. At temperature 0 the token is the most likely one, and its log-probability that at temperature 1.
     """
+    if native.serves(logits_RV) and spec.top_k is None and spec.top_p == 1.0:
+        uniforms = torch.tensor(uniforms_R, dtype=torch.float64)
+        return native.draw(logits_RV.contiguous(), uniforms, temperature=spec.temperature)
     wide_RV = logits_RV.to(torch.promote_types(logits_RV.dtype, torch.float32))
     if spec.temperature not in (0.0, 1.0):
         wide_RV = wide_RV / spec.temperature
