@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ SIZES: dict[str, Any] = {
 CONFIGS: dict[str, transformers.PretrainedConfig] = {
     "llama": transformers.LlamaConfig(**SIZES),
     "llama-biases": transformers.LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True),
-    "llama-leftover-window": transformers.LlamaConfig(**SIZES, sliding_window=4),
+    "llama-leftover-window": cast(Any, transformers.LlamaConfig)(**SIZES, sliding_window=4),
     "mistral": transformers.MistralConfig(**SIZES, sliding_window=4),
     "qwen2": transformers.Qwen2Config(
         **SIZES, use_sliding_window=True, sliding_window=4, layer_types=["full_attention", "sliding_attention"]

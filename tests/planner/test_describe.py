@@ -16,6 +16,7 @@ from lowregret.specs import (
     AdapterSpec,
     DataSpec,
     FullSpec,
+    HardwareSpec,
     ModelShape,
     ModelSpec,
     OptimSpec,
@@ -116,7 +117,7 @@ def test_the_expert_convention_is_named(tmp_path: Path) -> None:
 def test_one_pass_gains_where_steps_are_short(tmp_path: Path) -> None:
     shape = llama(tmp_path)
     cpu = replace(STATED_MACHINE, kind="cpu")
-    spec = a_plan(shape).spec
+    spec = replace(a_plan(shape).spec, hardware=HardwareSpec())
     gains: list[float] = []
     for batch_size in (1, 256):
         train = replace(spec.train, batch_size=batch_size)

@@ -125,11 +125,17 @@ def test_full_fine_tuning_acts_in_its_bf16_copy_when_rounded_stochastically(roun
 @pytest.mark.parametrize(("rounding", "verdict"), [("stochastic", "passes"), ("nearest", "fails")])
 def test_a_bf16_merge_keeps_the_update_when_rounded_stochastically(rounding: Rounding, verdict: str) -> None:
     exact, tested, stored = trained_adapter(steps=4, lr=1e-4, width=256)
-    merged = base(256)
-    report = merge(merged, stored, dtype=torch.bfloat16, rounding=rounding)
-    found = fidelity(exact, by_example(tested, BASE), by_example(CausalLM(merged), BASE))
+    # Stochastic rounding has a noise of its own in each draw, which the bootstrap over sequences does not see.
+    draws: list[tuple[float, ...]] = []
+    shares: list[float] = []
+    for seed in range(DRAWS if rounding == "stochastic" else 1):
+        merged = base(256)
+        shares.append(merge(merged, stored, dtype=torch.bfloat16, rounding=rounding, seed=seed).share_of_update)
+        draws.append(by_example(CausalLM(merged), BASE))
+    after = tuple(sum(own) / len(draws) for own in zip(*draws, strict=True))
+    found = fidelity(exact, by_example(tested, BASE), after)
     assert found.verdict == verdict, found
-    assert (abs(report.share_of_update - 1) < 0.05) == (rounding == "stochastic"), report
+    assert all((abs(share - 1) < 0.05) == (rounding == "stochastic") for share in shares), shares
 
 
 def test_stochastic_rounding_is_exact_on_average_and_on_the_grid() -> None:
