@@ -24,7 +24,7 @@ from beside.envelope import Answer, write_result
 from beside.ours import base_module, randomise_b
 from beside.turns import median, need, parse, parser_of, say, take_turns
 
-SHORT = {"new_tokens": 8, "prompt_tokens": 16, "all_arms": 0, "raced_tokens": 4}
+SHORT = {"new_tokens": 16, "prompt_tokens": 16, "all_arms": 0, "raced_tokens": 8}
 RACED_ROWS = 4
 RANK, ALPHA = 16, 32.0
 NUM_ADAPTERS, ROWS_EACH = 8, 2
