@@ -200,7 +200,7 @@ void attend(const T *q, int64_t q_row, int64_t q_head, const T *k, int64_t k_row
 #pragma omp parallel for collapse(2) schedule(dynamic, 4)
     for (int64_t row = 0; row < rows; row++) {
         for (int64_t head = 0; head < kv_heads; head++) {
-            thread_local std::vector<float> scores, wide;
+            thread_local std::vector<float> scores, wide, line;
             int64_t last = held[row], from = window > 0 ? std::max<int64_t>(0, last + 1 - window) : 0;
             T *own_keys = keys + (cache_rows[row] * kv_heads + head) * length * channels;
             T *own_values = values + (cache_rows[row] * kv_heads + head) * length * value_channels;
@@ -208,16 +208,20 @@ void attend(const T *q, int64_t q_row, int64_t q_head, const T *k, int64_t k_row
             std::memcpy(own_values + last * value_channels, v + row * v_row + head * v_head, value_channels * sizeof(T));
             scores.resize(group * (last + 1));
             wide.resize(group * std::max(channels, value_channels));
+            line.resize(std::max(channels, value_channels));
+            float *one = line.data();  // a key or value, widened once for all heads that share it
             for (int64_t g = 0; g < group; g++)
                 for (int64_t c = 0; c < channels; c++)
                     wide[g * channels + c] = load(q[row * q_row + (head * group + g) * q_head + c]) * scale;
             for (int64_t at = from; at <= last; at++) {
                 const T *key = own_keys + at * channels;
+#pragma omp simd
+                for (int64_t c = 0; c < channels; c++) one[c] = load(key[c]);
                 for (int64_t g = 0; g < group; g++) {
                     const float *query = wide.data() + g * channels;
                     float dot = 0.0f;
 #pragma omp simd reduction(+ : dot)
-                    for (int64_t c = 0; c < channels; c++) dot += query[c] * load(key[c]);
+                    for (int64_t c = 0; c < channels; c++) dot += query[c] * one[c];
                     scores[g * (last + 1) + at] = dot;
                 }
             }
@@ -237,10 +241,12 @@ void attend(const T *q, int64_t q_row, int64_t q_head, const T *k, int64_t k_row
             std::fill(wide.begin(), wide.end(), 0.0f);
             for (int64_t at = from; at <= last; at++) {
                 const T *value = own_values + at * value_channels;
+#pragma omp simd
+                for (int64_t c = 0; c < value_channels; c++) one[c] = load(value[c]);
                 for (int64_t g = 0; g < group; g++) {
                     float weight = scores[g * (last + 1) + at], *sum = wide.data() + g * value_channels;
 #pragma omp simd
-                    for (int64_t c = 0; c < value_channels; c++) sum[c] += weight * load(value[c]);
+                    for (int64_t c = 0; c < value_channels; c++) sum[c] += weight * one[c];
                 }
             }
             for (int64_t g = 0; g < group; g++) {

@@ -39,7 +39,8 @@ class DataSpec:
     """What happens to longer examples; either way they are counted. Dropping is the default because a
     truncated answer teaches an answer without an end."""
     validation_size: int | None = None
-    """Examples by which settings are chosen. None: 5 % of the examples, at most 512."""
+    """Examples by which settings are chosen; those that are too long are dropped from them as from all others. None:
+    5 % of the examples, at most 512."""
     test_size: int | None = None
     """Examples that are reported on. None: 5 % of the examples, or the data set's own test split; at most 512."""
     limit: int | None = None
