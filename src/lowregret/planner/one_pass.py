@@ -9,9 +9,9 @@ K (L c + m) / (L c + K m): K where steps are tiny, nothing where they are long.
 from __future__ import annotations
 
 LAYER_MACS = 3.5e8
-"""c, on a CPU: what a layer's fixed cost of a step is worth in multiply-adds. Chosen so that no measured bank of eight is
-promised much more than it gave: 1.5 where `benchmarks/scaling.py` found 1.6, 1.2 where `benchmarks/bank.py` found 1.1.
-A line through the time of short steps gives more than twice as much: what a bank costs itself grows with K."""
+"""c, on a CPU: what a layer's fixed cost of a step is worth in multiply-adds. Chosen so that no measured bank of eight
+is promised much more than it gave: 1.5 where `benchmarks/scaling.py` found 1.6, 1.2 where `benchmarks/bank.py` found
+1.1. A line through the time of short steps gives more than twice as much: what a bank costs itself grows with K."""
 WORTH_SAYING = 1.1
 """Gain below which one pass is called no faster."""
 
