@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "objectives": "kernels",
     "adapters": "kernels",
     "models": "kernels adapters",
-    "sampling": "data rewards objectives adapters models",
+    "sampling": "kernels data rewards objectives adapters models",
     "training": "planner store data objectives adapters models sampling",
     "export": "store data adapters models training",
     "studies": "planner store",
