@@ -68,8 +68,7 @@ def _section(study: StudyDirectory) -> list[str]:
     spec, environment = study.spec, study.environment
     findings = study.read_findings()
     verdicts = Counter(finding["verdict"] for finding in findings)
-    cells = {cell.cell for cell in study.plan.cells}
-    cells = {cell for cell in cells if study.has_record(cell)}  # of a study that was stopped
+    cells = {cell.cell for cell in study.plan.cells if study.has_record(cell.cell)}  # a study may have been stopped
     minutes = sum(study.read_record(cell).seconds for cell in cells) / 60
     commit = (environment.get("git_commit") or "")[:10]
     threads = environment["threads"]

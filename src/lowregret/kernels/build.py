@@ -16,6 +16,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import warnings
 from functools import cache
 from pathlib import Path
 
@@ -51,20 +52,23 @@ def library() -> ctypes.CDLL | None:
         if not file.exists():
             _compile(compiler, file)
         return _loaded(file) or _loaded(_compile(compiler, file))
+    except PermissionError as error:
+        warnings.warn(f"{error}; until then torch's own operations serve, which are slower", stacklevel=2)
+        return None
     except (OSError, subprocess.SubprocessError):
         return None
 
 
 def _loaded(file: Path) -> ctypes.CDLL | None:
-    """None for a file that was cut short, by a full disk say: it is made again.
+    """None for a file that is no library, as a crash leaves it empty: it is made again.
 
     Raises:
-        OSError: somebody else could have written it.
+        PermissionError: somebody else could have written it.
     """
     for place in (file, file.parent):
         state = place.stat()
         if state.st_uid != os.geteuid() or state.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise OSError(f"{place} can be written by others, so that it is not run")
+            raise PermissionError(f"{place} belongs to somebody else or others may write to it; remove it")
     try:
         return ctypes.CDLL(str(file))
     except OSError:

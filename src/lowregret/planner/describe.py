@@ -256,9 +256,10 @@ def _slot_macs(slot: SlotSpec, plan: ResolvedPlan, shape: ModelShape) -> float:
 
 
 def _one_pass_gain(plan: ResolvedPlan, shape: ModelShape) -> float | None:
-    """None where no two adapters share a pass, and on devices where it was not measured."""
+    """None where no two adapters share a pass, and where it was not measured: on other devices, and in RL, where a step
+    is sampling for the most part."""
     adapters = [slot for slot in plan.spec.slots if isinstance(slot.weights, AdapterSpec)]
-    if len(adapters) < 2 or plan.device != "cpu":
+    if len(adapters) < 2 or plan.device != "cpu" or plan.spec.rl is not None:
         return None
     of_a_step = sum(_slot_macs(slot, plan, shape) for slot in adapters) / len(adapters) / max(1, plan.steps)
     return one_pass_gain(macs=of_a_step, slots=len(adapters), layers=shape.num_layers)
