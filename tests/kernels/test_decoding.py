@@ -90,7 +90,7 @@ def test_a_decoding_step_attends_to_each_rows_own_past(
         for row, length in zip(order, held, strict=True):
             keys[row, :, :length], values[row, :, :length] = past[0, row, :, :length], past[1, row, :, :length]
         monkeypatch.setattr(native, "serves", lambda _, how=how: how == "compiled")
-        step = DecodingStep(cache, rows=order, lengths=held, device=torch.device("cpu"))
+        step = DecodingStep.of(cache, rows=order, held=held, device=torch.device("cpu"))
         found[how] = (step.attend(q.to(wide), k.to(wide), v.to(wide), head), keys, values)
     mine, expected = found["compiled"], found["torch in fp32"]
     close(mine[0], expected[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from lowregret.adapters.routing import Routing
 from lowregret.batches import PackedBatch
-from lowregret.kernels import native
+from lowregret.kernels import native, one_kernel
 from lowregret.models import fused
 from lowregret.models.causal_lm import CausalLM
 from lowregret.models.fast_body import FAMILIES, FastBody
@@ -162,11 +163,23 @@ def gradients_of(call: Callable[..., Tensor], inputs: list[Tensor], dy: Tensor) 
 FORMATS = [torch.float64, torch.float32, torch.bfloat16]
 
 
-@pytest.fixture(params=["compiled", "torch"])
+ON_GPU = "as on a GPU"
+WAYS = [
+    *itertools.product(FORMATS, ("compiled", "torch")),
+    pytest.param(torch.bfloat16, ON_GPU, marks=needs_compiler),
+    pytest.param(torch.float32, ON_GPU, marks=[needs_compiler, pytest.mark.long]),
+]
+each_way = pytest.mark.parametrize(("dtype", "pieces"), WAYS, indirect=["pieces"])
+
+
+@pytest.fixture
 def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The compiled pieces where there is a compiler, for fp32 and bf16; and torch's operations, as on a GPU."""
-    if request.param == "torch":
+    """The compiled pieces where there is a compiler, for fp32 and bf16; torch's operations; torch.compile's kernels,
+    which on a GPU are the same operations for another backend."""
+    if request.param != "compiled":
         monkeypatch.setattr(native, "serves", lambda _: False)
+    if request.param == ON_GPU:
+        monkeypatch.setattr(one_kernel, "serves", lambda _: True)
     return request.param
 
 
@@ -191,7 +204,7 @@ def roomy(like: Tensor) -> Tensor:
     return like.new_full((*like.shape[:-1], like.shape[-1] + 5), torch.nan)[..., : like.shape[-1]]
 
 
-@pytest.mark.parametrize("dtype", FORMATS)
+@each_way
 def test_norm_equals_its_formula(dtype: torch.dtype, pieces: str) -> None:
     (h, weight, dn, add), (h64, weight64, dn64, add64) = drawn((7, 24), (24,), (7, 24), (7, 24), dtype=dtype)
     n, again, dh, grad_weight = roomy(h), roomy(h), roomy(h), torch.zeros(24, dtype=torch.float64)
@@ -209,7 +222,7 @@ def test_norm_equals_its_formula(dtype: torch.dtype, pieces: str) -> None:
     close([dh], [expected[0]], dtype, pieces)
 
 
-@pytest.mark.parametrize("dtype", FORMATS)
+@each_way
 def test_rotation_equals_its_formula_and_turns_back(dtype: torch.dtype, pieces: str) -> None:
     (x, angles, dy), _ = drawn((5, 3, 8), (5, 4), (3, 5, 8), dtype=dtype)
     dy = dy.transpose(0, 1)
@@ -222,7 +235,7 @@ def test_rotation_equals_its_formula_and_turns_back(dtype: torch.dtype, pieces: 
     close([turned, back], [fused.rotate_reference(x.double(), *wide), *expected], dtype, pieces)
 
 
-@pytest.mark.parametrize("dtype", FORMATS)
+@each_way
 def test_swiglu_equals_its_formula(dtype: torch.dtype, pieces: str) -> None:
     (gate, up, dm), (gate64, up64, dm64) = drawn((5, 24), (5, 24), (5, 24), dtype=dtype)
     gate[0, :3] = gate64[0, :3] = torch.tensor([40.0, -40.0, 0.0])
@@ -233,7 +246,7 @@ def test_swiglu_equals_its_formula(dtype: torch.dtype, pieces: str) -> None:
     close([m, dgate, dup], [fused.swiglu_reference(gate64, up64), *expected], dtype, pieces)
 
 
-@pytest.mark.parametrize("dtype", FORMATS)
+@each_way
 def test_nll_equals_its_formula(dtype: torch.dtype, pieces: str) -> None:
     (logits, weights), (logits64, weights64) = drawn((9, 130), (9,), dtype=dtype)
     logits[0] = logits64[0] = torch.linspace(-300.0, 300.0, 130).to(dtype)

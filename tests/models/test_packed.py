@@ -34,7 +34,7 @@ def processor(request: pytest.FixtureRequest) -> Iterator[None]:
 def logits_of(lm: CausalLM, cache: KVCache) -> torch.Tensor:
     """Of one token a row, behind whatever the cache holds."""
     num = ROWS.num_rows
-    step = DecodingStep(cache, rows=range(num), lengths=[3] * num, device=torch.device("cpu"))
+    step = DecodingStep.of(cache, rows=range(num), held=[3] * num, device=torch.device("cpu"))
     with torch.no_grad(), lm.routed(ROWS):
         return lm.logits(lm.hidden_of(torch.arange(1, num + 1), step.positions, step))
 

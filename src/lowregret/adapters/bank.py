@@ -132,8 +132,9 @@ class AdapterBank:
         """
         del step
         weights = self.weights[slot]
-        for site, a_RD in weights.a_of.items():
-            self.sites[site].write(slot, a_RD, weights.b_of[site])
+        acts = torch.stack([b_FR.any() for b_FR in weights.b_of.values()]).tolist()
+        for (site, a_RD), act in zip(weights.a_of.items(), acts, strict=True):
+            self.sites[site].write(slot, a_RD, weights.b_of[site], silent=not act)
 
     @contextmanager
     def route(self, routing: Routing) -> Iterator[None]:

@@ -143,14 +143,19 @@ def grouped_linear_backward(
     return dx_TD, tuple(dus)
 
 
-def _with_tail(x_TD: Tensor, width: int, room: Tensor | None) -> Tensor:
-    """[x, 0] of `width` columns: in the room that x stands in, or copied."""
+def roomy(x_TD: Float[Tensor, "T D"], width: int, room: Tensor | None) -> Tensor:
+    """x and whatever stands behind it, `width` columns: in the room that x stands in, or copied."""
     num_rows, d_in = x_TD.shape
     if room is None:
         room = x_TD.new_empty(num_rows, width)
         room[:, :d_in] = x_TD
-    room = room[:, :width]
-    room[:, d_in:].zero_()
+    return room[:, :width]
+
+
+def _with_tail(x_TD: Tensor, width: int, room: Tensor | None) -> Tensor:
+    """[x, 0] of `width` columns."""
+    room = roomy(x_TD, width, room)
+    room[:, x_TD.shape[1] :].zero_()
     return room
 
 

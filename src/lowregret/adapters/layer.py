@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lowregret.adapters import jagged
 from lowregret.adapters.grouped import (
     Columns,
     accumulate_adapter_gradients,
@@ -99,12 +100,16 @@ class AdaptedLinear(nn.Module):
             self.working = WorkingCopy(folded=None, down=down, up=up)
         self.columns = columns
 
-    def write(self, slot: str, a_RD: Float[Tensor, "R D"], b_FR: Float[Tensor, "F R"]) -> None:
-        """Copy a slot's masters into the working copy, in its dtype, B times alpha / rank."""
+    def write(self, slot: str, a_RD: Float[Tensor, "R D"], b_FR: Float[Tensor, "F R"], *, silent: bool) -> None:
+        """Copy a slot's masters into the working copy, in its dtype, B times alpha / rank.
+
+        Args:
+            silent: B is zero; known to the caller, who asks a GPU once for all sites.
+        """
         at = self.columns[slot]
         self.working.down[at.start : at.stop] = a_RD
         self.working.up[:, at.start : at.stop] = b_FR * at.scaling
-        self.columns[slot] = replace(at, silent=not bool(b_FR.any()))
+        self.columns[slot] = replace(at, silent=silent)
 
     def clear(self, slot: str) -> None:
         """Zero a slot's columns: its rows then give the base model."""
@@ -132,6 +137,9 @@ class AdaptedLinear(nn.Module):
             return y_TF.to(x_TD.dtype), Kept(spans=spans, us=us)
         if self.stacks:
             y_TF, us = stacked_linear(x_TD, self.weight, working.down, working.up, runs_of(spans, columns))
+        elif working.folded is not None and (found := self._owners(spans)) is not None:
+            y_TF, u_TR = jagged.jagged_linear(x_TD, working.folded, found, self.out_features, room)
+            us = (u_TR,)
         elif working.folded is not None:
             y_TF, us = grouped_linear(x_TD, working.folded, spans, columns, self.out_features, room)
         else:
@@ -148,12 +156,25 @@ class AdaptedLinear(nn.Module):
             dx_TD, dus = stacked_linear_backward(dy, *matrices, runs)
             accumulate_stacked_gradients(x, dy, us, dus, runs, columns, gradients)
             return dx_TD.to(x_TD.dtype)
+        if working.folded is not None and (found := self._owners(kept.spans)) is not None:
+            dx_TD, du_TR = jagged.jagged_linear_backward(dy_TF, working.folded, found, self.in_features, room)
+            jagged.accumulate_jagged_gradients(x_TD, dy_TF, us[0], du_TR, found, kept.spans, columns, gradients)
+            return dx_TD
         if working.folded is not None:
             dx_TD, dus = grouped_linear_backward(dy_TF, working.folded, kept.spans, columns, self.in_features, room)
         else:
             dx_TD, dus = separate_linear_backward(dy_TF, self.weight, working.down, working.up, kept.spans, columns)
         accumulate_adapter_gradients(x_TD, dy_TF, us, dus, kept.spans, columns, gradients)
         return dx_TD
+
+    def _owners(self, spans: tuple[Span, ...]) -> jagged.Owners | None:
+        """Who owns which columns, where all slots go at once; None where each goes by itself."""
+        folded = self.working.folded
+        if folded is None or not jagged.serves(folded):
+            return None
+        if not jagged.pays(spans, self.columns, self.in_features, self.out_features):
+            return None
+        return jagged.owners(spans, tuple(self.columns.items()), self.room, folded.device)
 
     def forward(self, x: Tensor) -> Tensor:
         """x of shape [..., D] to [..., F]."""
@@ -172,7 +193,7 @@ class Kept:
 
     spans: tuple[Span, ...]
     us: tuple[Tensor, ...]
-    """u = x A^T of each span, or of each run of spans where they are stacked."""
+    """u = x A^T of each span; of each run of spans where they are stacked; of all rows where they are jagged."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,6 +50,11 @@ def add_product(sum_MN: Float[Tensor, "M N"], a_MK: Float[Tensor, "M K"], b_KN: 
         sum_MN.add_(a_MK @ b_KN)
 
 
+def accumulate_in_fp32() -> None:
+    """Forbid bf16 partial sums in CUDA's bf16 products, which torch allows by default where a sum is split."""
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+
+
 def widens(operand: Tensor) -> bool:
     """Whether products of this operand are made from fp32 copies: bf16 on a CPU that does not multiply it."""
     return operand.dtype == torch.bfloat16 and operand.device.type == "cpu" and not _cpu_multiplies_bf16()

@@ -24,7 +24,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lowregret.errors import ModelError
 from lowregret.kernels.products import widens
-from lowregret.models import dense_attention
+from lowregret.models import dense_attention, varlen_attention
 
 NAME = "lowregret_packed"
 
@@ -87,6 +87,16 @@ class Packing:
     def layout(self) -> Layout:
         """How the fused kernel takes the documents; the same for every layer, so made once a forward."""
         return Layout.of(self.lengths)
+
+    def boundaries(self, device: torch.device) -> Tensor:
+        """Where documents begin, and T behind the last: int32 [N + 1] on a device, sent there once a forward."""
+        if device not in self._boundaries:
+            self._boundaries[device] = torch.tensor([*self.offsets, sum(self.lengths)], dtype=torch.int32).to(device)
+        return self._boundaries[device]
+
+    @cached_property
+    def _boundaries(self) -> dict[torch.device, Tensor]:
+        return {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,12 +179,16 @@ def packed_attention(
     scaling: float,
     window: int | None = None,
 ) -> Float[Tensor, "H T C"]:
-    """The reference by torch's fused kernel, documents of about one length together: no score matrix is kept.
+    """The reference by torch's fused kernels: no score matrix is kept.
 
-    Documents are filled up to a rounded length (`_rounded`) with their last token: what stands behind a document's end
-    is seen by none of its tokens.
+    On a GPU in bf16 that is flash attention over the packed row (`varlen_attention`). Elsewhere documents of about one
+    length go together, filled up to a rounded length (`_rounded`) with their last token: what stands behind a
+    document's end is seen by none of its tokens.
     """
     lengths = packing.lengths
+    if varlen_attention.serves(q_HTC, v_KTC):
+        boundaries = packing.boundaries(q_HTC.device)
+        return varlen_attention.varlen_attention(q_HTC, k_KTC, v_KTC, boundaries, max(lengths), scaling, window)
     if len(set(lengths)) == 1 and lengths[0] == _rounded(lengths[0]):
         q, k, v = (t.unflatten(1, (len(lengths), -1)).transpose(0, 1) for t in (q_HTC, k_KTC, v_KTC))
         return _fused(q, k, v, scaling, window).transpose(0, 1).flatten(1, 2)

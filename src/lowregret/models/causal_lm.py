@@ -18,13 +18,15 @@ from lowregret.adapters.bank import AdapterBank
 from lowregret.adapters.full import FullParameters
 from lowregret.adapters.routing import Routing
 from lowregret.batches import PackedBatch
-from lowregret.kernels.products import linear
+from lowregret.kernels.products import accumulate_in_fp32, linear
 from lowregret.models.attention import NAME, Attending, Packing
 from lowregret.models.fast_body import FastBody
 from lowregret.models.packed import PackedSites
 
 LOGITS_BYTES = 64 << 20
 """fp32 bytes of one chunk of logits; larger chunks were no faster (benchmarks/pieces.py)."""
+LOGITS_BYTES_CUDA = 512 << 20
+"""The same on a GPU: with a vocabulary of 128 thousand, 64 MiB are 128 rows, too few for a product at full speed."""
 
 
 class CausalLM:
@@ -37,6 +39,7 @@ class CausalLM:
         Args:
             fast: take the fast path where it applies (`fast_body`); False: transformers' own modules.
         """
+        accumulate_in_fp32()
         self.model = model
         self.trainable = trainable
         config: Any = model.config
@@ -157,7 +160,8 @@ class CausalLM:
     @property
     def chunk_rows(self) -> int:
         """Loss positions whose logits are made at once."""
-        return max(32, LOGITS_BYTES // (4 * self.vocab_size) // 32 * 32)
+        size = LOGITS_BYTES_CUDA if self.device.type == "cuda" else LOGITS_BYTES
+        return max(32, size // (4 * self.vocab_size) // 32 * 32)
 
     @contextmanager
     def routed(self, routing: Routing) -> Iterator[None]:

@@ -1,7 +1,8 @@
 """The pieces of a Llama-shaped layer that are no matrix products, forward and backward, without autograd.
 
-Each is one pass over memory where the compiled pieces serve (`kernels`: fp32 and bf16 on a CPU with a compiler), else a
-few of torch's. Beside it stands the formula that it computes (`*_reference`, by autograd); tests hold all three equal.
+Each is one pass over memory where it is compiled: by `kernels.native` for fp32 and bf16 on a CPU with a compiler, by
+`kernels.one_kernel` on CUDA. Elsewhere it is a few of torch's operations, written without `out=`, which the latter does
+not take for views. Beside it stands the formula that it computes (`*_reference`, by autograd); tests hold all equal.
 Results go where the caller says, so that a product's operand is made in the place that the product reads.
 Suffixes: T tokens, D channels of the row, H heads, C channels of a head, F inner channels of the MLP.
 """
@@ -13,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lowregret.kernels import native
+from lowregret.kernels.one_kernel import one_kernel
 
 
 def rms_norm(
@@ -23,11 +25,20 @@ def rms_norm(
         inverse = torch.empty(h_TD.shape[0], 1, dtype=torch.float32)
         native.rms_norm(h_TD, inverse, weight_D, eps, out_TD, known=False)
         return inverse
+    return _rms_norm(h_TD, weight_D, eps, out_TD)
+
+
+@one_kernel
+def _rms_norm(h_TD: Tensor, weight_D: Tensor, eps: float, out_TD: Tensor) -> Tensor:
     wide = torch.promote_types(h_TD.dtype, torch.float32)
     norm = torch.linalg.vector_norm(h_TD, dim=-1, keepdim=True, dtype=wide)
     inverse = norm.square_().div_(h_TD.shape[-1]).add_(eps).rsqrt_()
-    rms_scale(h_TD, inverse, weight_D, out_TD)
+    _scale(h_TD, inverse, weight_D, out_TD)
     return inverse
+
+
+def _scale(h_TD: Tensor, inverse: Tensor, weight_D: Tensor, out_TD: Tensor) -> None:
+    out_TD.copy_((h_TD * inverse).mul_(weight_D))
 
 
 def rms_scale(
@@ -39,10 +50,11 @@ def rms_scale(
     """Write h * inverse * weight to `out_TD`, rounded once; `inverse` as `rms_norm` gave it."""
     if native.serves(h_TD):
         native.rms_norm(h_TD, inverse, weight_D, 0.0, out_TD, known=True)
-    elif h_TD.dtype == inverse.dtype:
-        torch.mul(h_TD, inverse, out=out_TD).mul_(weight_D)
     else:
-        out_TD.copy_((h_TD * inverse).mul_(weight_D))
+        _rms_scale(h_TD, inverse, weight_D, out_TD)
+
+
+_rms_scale = one_kernel(_scale)
 
 
 def rms_norm_backward(
@@ -64,7 +76,14 @@ def rms_norm_backward(
         grad_weight_D.add_((dn_TD.to(inverse.dtype) * h_TD * inverse).sum(0))
     if native.serves(dn_TD):
         native.rms_norm_backward(dn_TD, h_TD, weight_D, inverse, add_TD, out_TD)
-        return
+    else:
+        _rms_norm_backward(dn_TD, h_TD, weight_D, inverse, add_TD, out_TD)
+
+
+@one_kernel
+def _rms_norm_backward(
+    dn_TD: Tensor, h_TD: Tensor, weight_D: Tensor, inverse: Tensor, add_TD: Tensor | None, out_TD: Tensor
+) -> None:
     g_TD = dn_TD.to(inverse.dtype) * weight_D
     dot = (g_TD * h_TD).sum(-1, keepdim=True).mul_(inverse.pow(3)).div_(-h_TD.shape[-1])
     g_TD.mul_(inverse).addcmul_(h_TD.to(inverse.dtype), dot)
@@ -91,10 +110,15 @@ def rotate(
     """
     if native.serves(x_THC):
         native.rotate(x_THC, cos_TC, sin_TC, out_THC, back=back)
-        return
-    half, sign = x_THC.shape[-1] // 2, -1.0 if back else 1.0
+    else:
+        _rotate(x_THC, cos_TC, sin_TC, out_THC, -1.0 if back else 1.0)
+
+
+@one_kernel
+def _rotate(x_THC: Tensor, cos_TC: Tensor, sin_TC: Tensor, out_THC: Tensor, sign: float) -> None:
+    half = x_THC.shape[-1] // 2
     sin_T1C = sin_TC[:, None, half:]
-    torch.mul(x_THC, cos_TC[:, None], out=out_THC)
+    out_THC.copy_(x_THC * cos_TC[:, None])
     out_THC[..., :half].addcmul_(x_THC[..., half:], sin_T1C, value=-sign)
     out_THC[..., half:].addcmul_(x_THC[..., :half], sin_T1C, value=sign)
 
@@ -110,7 +134,12 @@ def swiglu(gate_TF: Float[Tensor, "T F"], up_TF: Float[Tensor, "T F"], out_TF: F
     if native.serves(gate_TF):
         native.swiglu(gate_TF, up_TF, out_TF)
     else:
-        torch.mul(torch.nn.functional.silu(gate_TF), up_TF, out=out_TF)
+        _swiglu(gate_TF, up_TF, out_TF)
+
+
+@one_kernel
+def _swiglu(gate_TF: Tensor, up_TF: Tensor, out_TF: Tensor) -> None:
+    out_TF.copy_(torch.nn.functional.silu(gate_TF).mul_(up_TF))
 
 
 def swiglu_backward(
@@ -123,8 +152,13 @@ def swiglu_backward(
     """Write the gradients of gate and up: dm up sigmoid'(...) and dm silu(gate)."""
     if native.serves(dm_TF):
         native.swiglu_backward(dm_TF, gate_TF, up_TF, dgate_TF, dup_TF)
-        return
-    torch.mul(dm_TF, torch.nn.functional.silu(gate_TF), out=dup_TF)
+    else:
+        _swiglu_backward(dm_TF, gate_TF, up_TF, dgate_TF, dup_TF)
+
+
+@one_kernel
+def _swiglu_backward(dm_TF: Tensor, gate_TF: Tensor, up_TF: Tensor, dgate_TF: Tensor, dup_TF: Tensor) -> None:
+    dup_TF.copy_(torch.nn.functional.silu(gate_TF).mul_(dm_TF))
     dgate_TF.copy_(torch.ops.aten.silu_backward(dm_TF * up_TF, gate_TF))
 
 

@@ -49,6 +49,11 @@ class KVCache:
         self._keys: dict[int, Tensor] = {}
         self._values: dict[int, Tensor] = {}
 
+    def seen(self, held: int, multiple: int = LENGTH_MULTIPLE) -> int:
+        """Positions looked at in a step whose longest row held so many tokens before it."""
+        assert held < self.length
+        return min(self.length, -(-(held + 1) // multiple) * multiple)
+
     def fill(self, rows: slice, recording: Recording, document: int) -> None:
         """Copy one document of a recording to the beginning of some rows."""
         start = recording.packing.offsets[document]
@@ -78,22 +83,34 @@ class KVCache:
 class DecodingStep:
     """Each row gets one token; attends to its own past in the cache."""
 
-    def __init__(self, cache: KVCache, *, rows: Sequence[int], lengths: Sequence[int], device: torch.device) -> None:
+    def __init__(self, cache: KVCache, *, rows: Tensor, positions: Tensor, seen: int, in_order: bool) -> None:
         """
         Args:
-            rows: cache row of each token, a permutation of 0..R-1.
-            lengths: tokens that each of these rows held before.
+            rows: cache row of each token, a permutation of 0..R-1, int64.
+            positions: tokens that each of these rows held before, int64.
+            seen: cached positions looked at (`KVCache.seen`).
+            in_order: the rows are 0..R-1 as they stand; False is right for any.
         """
-        assert max(rows) < cache.rows
-        assert max(lengths) < cache.length
         self._cache = cache
-        self._rows = torch.tensor(rows, device=device)
-        self.positions = torch.tensor(lengths, device=device)
+        self._rows = rows
+        self.positions = positions
         """Position of each token, int64 [R]."""
-        self._in_order = list(rows) == list(range(len(rows)))
-        self._back = torch.argsort(self._rows)
-        self._seen = min(cache.length, -(-(max(lengths) + 1) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE)
+        self._in_order = in_order
+        self._back = torch.argsort(rows)
+        self._seen = seen
         self._masks: dict[int | None, Tensor] = {}
+
+    @classmethod
+    def of(cls, cache: KVCache, *, rows: Sequence[int], held: Sequence[int], device: torch.device) -> DecodingStep:
+        """The step of these rows, which held so many tokens before."""
+        assert max(rows) < cache.rows
+        return cls(
+            cache,
+            rows=torch.tensor(rows, device=device),
+            positions=torch.tensor(held, device=device),
+            seen=cache.seen(max(held)),
+            in_order=list(rows) == list(range(len(rows))),
+        )
 
     def attend(self, q_HRC: Tensor, k_KRC: Tensor, v_KRC: Tensor, head: Head) -> Tensor:
         """Write the tokens' keys and values, then attend to all positions of each row up to its own."""

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lowregret.kernels import native
+from lowregret.kernels import native, one_kernel
 
 
 def nll(logits_PV: Float[Tensor, "P V"], targets_P: Int[Tensor, " P"]) -> Float[Tensor, " P"]:
@@ -30,8 +30,8 @@ def nll_with_gradient(
 ) -> tuple[Float[Tensor, " P"], Float[Tensor, "P V"]]:
     """nll, and weights * d nll / d logits = weights * (softmax - onehot), in the logits' dtype.
 
-    Where the compiled pieces serve, the gradient takes the place of the logits. Else one fp32 buffer is worked on in
-    place: torch.logsumexp alone took as long as all of this (11 % of a step).
+    Where compiled pieces serve, on the CPU or on CUDA, the gradient takes the place of the logits. Else one fp32 buffer
+    is worked on in place: torch.logsumexp alone took as long as all of this (11 % of a step).
 
     Args:
         logits_PV: used up.
@@ -43,6 +43,10 @@ def nll_with_gradient(
         losses_P, largest_P, total_P = native.nll(logits_PV, targets_P)
         native.nll_gradient(logits_PV, targets_P, largest_P, total_P, weigh(losses_P).float().contiguous())
         return losses_P, logits_PV
+    if one_kernel.serves(logits_PV):
+        losses_P, largest_P, total_P = _normalised(logits_PV, targets_P)
+        _put_gradient(logits_PV, targets_P, largest_P, total_P, weigh(losses_P).float())
+        return losses_P, logits_PV
     wide = logits_PV.to(torch.promote_types(logits_PV.dtype, torch.float32), copy=True)
     wide.sub_(wide.amax(-1, keepdim=True))
     target_P = wide.gather(-1, targets_P[:, None])[:, 0]
@@ -52,6 +56,23 @@ def nll_with_gradient(
     gradient = wide.mul_((weights_P / total_P)[:, None])
     gradient.scatter_add_(-1, targets_P[:, None], -weights_P[:, None])
     return losses_P, gradient.to(logits_PV.dtype)
+
+
+@one_kernel.one_kernel
+def _normalised(logits_PV: Tensor, targets_P: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """nll, the largest logit and the sum of exp(logit - largest) of each row."""
+    wide_PV = logits_PV.float()
+    largest_P = wide_PV.amax(-1)
+    total_P = (wide_PV - largest_P[:, None]).exp().sum(-1)
+    return total_P.log() + largest_P - wide_PV.gather(-1, targets_P[:, None])[:, 0], largest_P, total_P
+
+
+@one_kernel.one_kernel
+def _put_gradient(logits_PV: Tensor, targets_P: Tensor, largest_P: Tensor, total_P: Tensor, weights_P: Tensor) -> None:
+    """Write weights * (softmax - onehot) in place of the logits."""
+    shares_PV = (logits_PV.float() - largest_P[:, None]).exp() / total_P[:, None]
+    is_target_PV = torch.arange(logits_PV.shape[-1], device=logits_PV.device) == targets_P[:, None]
+    logits_PV.copy_((shares_PV - is_target_PV.float()) * weights_P[:, None])
 
 
 def nll_reference(

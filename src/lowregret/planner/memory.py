@@ -28,7 +28,7 @@ NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 COLUMN_MULTIPLE = 16
 """Adapter columns of a matrix are padded to this (`adapters/grouped.py`)."""
 
-LOGITS_BYTES = 64 << 20
+LOGITS_BYTES, LOGITS_BYTES_CUDA = 64 << 20, 512 << 20
 """fp32 bytes of one chunk of logits (`models/causal_lm.py`)."""
 MIN_LOGITS_ROWS = 32
 CACHE_MULTIPLE = 32
@@ -117,7 +117,7 @@ def memory(shape: ModelShape, question: MemoryQuestion, *, constants: Constants 
     held = _held(shape, question, adapters, fulls, columns)
     passing = {
         "activations": _activation_bytes(shape, question, columns, bool(adapters), fulls),
-        "logits": int(_logits_bytes(shape) * constants.logits_copies),
+        "logits": int(_logits_bytes(shape, question) * constants.logits_copies),
         "workspace": _workspace_bytes(shape, question, columns, fulls, constants),
         "kv_cache": _cache_bytes(shape, question),
         "packed_weights": _packed_bytes(shape, question, adapters),
@@ -290,10 +290,11 @@ def _packed_bytes(shape: ModelShape, question: MemoryQuestion, adapters: Sequenc
     return (matrices + head) * BYTES[question.dtype] + in_adapters * FP32_BYTES
 
 
-def _logits_bytes(shape: ModelShape) -> int:
+def _logits_bytes(shape: ModelShape, question: MemoryQuestion) -> int:
     """fp32 bytes of one chunk of logits."""
-    rows = max(MIN_LOGITS_ROWS, LOGITS_BYTES // (FP32_BYTES * shape.vocab_size) // MIN_LOGITS_ROWS * MIN_LOGITS_ROWS)
-    return rows * shape.vocab_size * FP32_BYTES
+    size = LOGITS_BYTES_CUDA if question.device.startswith("cuda") else LOGITS_BYTES
+    of_row = shape.vocab_size * FP32_BYTES
+    return max(MIN_LOGITS_ROWS, size // of_row // MIN_LOGITS_ROWS * MIN_LOGITS_ROWS) * of_row
 
 
 def _workspace_bytes(

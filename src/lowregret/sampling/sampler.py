@@ -21,8 +21,9 @@ from lowregret.adapters.routing import Routing
 from lowregret.batches import Completion
 from lowregret.models.attention import Packing
 from lowregret.models.causal_lm import CausalLM
-from lowregret.models.kv_cache import DecodingStep, KVCache, Recording
+from lowregret.models.kv_cache import KVCache, Recording
 from lowregret.sampling.draw import draw, uniforms
+from lowregret.sampling.steps import Steps, recorder
 from lowregret.specs import SamplingSpec
 
 PREFILL_TOKENS = 4096
@@ -98,6 +99,7 @@ class Sampler:
         longest = max((len(request.prompt) for request in requests), default=0)
         num_rows = min(self._spec.rows, work.left)
         cache = KVCache(rows=num_rows, length=longest + self._spec.max_new_tokens)
+        steps = Steps(model=self._model, cache=cache, record=recorder(self._model.device))
         rows: list[_Row] = []  # the place in this list is the row of the cache
         with self._model.decoding() if self._spec.max_new_tokens > 1 else nullcontext():
             while work.left or rows:
@@ -105,7 +107,7 @@ class Sampler:
                 if work.left and (free >= max(1, num_rows // REFILL_SHARE) or not rows):
                     rows += self._admit(work, free, cache, first=len(rows))
                 else:
-                    self._step(rows, work, cache)
+                    self._step(rows, work, steps)
                 self._retire(rows, work, cache)
         return work.completions
 
@@ -143,16 +145,13 @@ class Sampler:
             admitted += new
         return admitted
 
-    def _step(self, rows: list[_Row], work: _Work, cache: KVCache) -> None:
+    def _step(self, rows: list[_Row], work: _Work, steps: Steps) -> None:
         """One more token for every row."""
         order = sorted(range(len(rows)), key=lambda row: work.place(rows[row].request))
         active = [rows[row] for row in order]
-        routing = Routing.from_lengths(_lengths([(work.requests[row.request].slot, 1) for row in active]))
-        device = self._model.device
-        step = DecodingStep(cache, rows=order, lengths=[row.held for row in active], device=device)
-        tokens = torch.tensor([row.tokens[-1] for row in active], device=device)
-        with self._model.routed(routing):
-            logits_RV = self._model.logits(self._model.hidden_of(tokens, step.positions, step))
+        slots = _lengths([(work.requests[row.request].slot, 1) for row in active])
+        tokens, held = [row.tokens[-1] for row in active], [row.held for row in active]
+        logits_RV = steps.logits(slots, tokens, order, held)
         for row in active:
             row.held += 1
         self._draw(active, logits_RV)

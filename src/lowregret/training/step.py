@@ -89,7 +89,7 @@ def update_slot(model: CausalLM, slot: str, optimizer: AdamW, finite: bool, *, f
     assert model.trainable is not None
     norm = optimizer.step(model.trainable.blocks(slot), factor) if finite else float("nan")
     # An infinity in the working copy would reach other slots' rows as 0 * inf: it is never published.
-    healthy = math.isfinite(norm) and all(_bounded(block.value) for block in model.trainable.blocks(slot))
+    healthy = math.isfinite(norm) and _bounded([block.value for block in model.trainable.blocks(slot)])
     if healthy:
         model.trainable.publish(slot, optimizer.updates)
     else:
@@ -150,11 +150,12 @@ def _head_backward(
     """Loss of each position and the gradient of its hidden state, chunk by chunk."""
     routing = Routing.from_lengths(batch.slot_lengths)
     losses, grads = [], []
+    every = positions.tolist()  # one wait for a GPU, not one a chunk
     for rows in _chunks(positions, model.chunk_rows):
-        number = positions[rows].numel()
+        own = every[rows]
+        number = len(own)
         filled = -number % HEAD_ROWS
         chunk = pad(leaf_PD[rows], (0, 0, 0, filled)).requires_grad_()
-        own = positions[rows].tolist()
         with model.routed(routing.selected(own + own[-1:] * filled)):
             logits = model.logits(chunk)
             scaled = _at(temperature, logits.detach().clone() if model.keeps_logits else logits.detach())
@@ -209,16 +210,18 @@ def nll_at(
     with model.routed(routing):
         hidden_TD = model.hidden(batch)
     losses = []
+    every = positions.tolist()
     for rows in _chunks(positions, model.chunk_rows):
-        with model.routed(routing.selected(positions[rows].tolist())):
+        with model.routed(routing.selected(every[rows])):
             logits = _at(temperature, model.logits(hidden_TD[positions[rows]]))
             losses.append(nll(logits, targets_P[rows]))
     return torch.cat(losses)
 
 
-def _bounded(values: Tensor) -> bool:
+def _bounded(blocks: Sequence[Tensor]) -> bool:
     """Finite, with room for alpha / rank in fp32; also False for NaN."""
-    return values.numel() == 0 or bool(values.abs().max() < 1e30)
+    extremes = [extreme for values in blocks if values.numel() for extreme in torch.aminmax(values)]
+    return not extremes or all(abs(value) < 1e30 for value in torch.stack(extremes).tolist())
 
 
 def _chunks(positions: Tensor, size: int) -> list[slice]:
@@ -241,10 +244,11 @@ def _per_token(batch: PackedBatch, by_slot: Mapping[str, float]) -> Tensor:
 
 
 def _sum_by_slot(batch: PackedBatch, positions: Tensor, values_P: Tensor) -> dict[str, float]:
-    sums: dict[str, float] = {}
+    """Sums of each slot's own values; a GPU is waited for once."""
+    sums: list[Tensor] = []
     start = 0
-    for slot, length in batch.slot_lengths.items():
+    for length in batch.slot_lengths.values():
         inside = (positions >= start) & (positions < start + length)
-        sums[slot] = float(values_P[inside].double().sum())
+        sums.append(values_P[inside].double().sum())
         start += length
-    return sums
+    return dict(zip(batch.slot_lengths, torch.stack(sums).tolist(), strict=True))

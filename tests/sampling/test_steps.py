@@ -1,0 +1,96 @@
+"""Recorded decoding steps: what a replay computes from its integers is what the step would."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from tests.sampling.test_sampler import SLOTS, STOP, WARM, prompts, sampled, tokens_of
+from tests.tiny import bank_on, randomise_b, tiny_llama
+from torch import Tensor
+
+from lowregret.kernels import native
+from lowregret.models.causal_lm import CausalLM
+from lowregret.sampling import sampler, steps
+from lowregret.sampling.sampler import Request
+
+
+@pytest.fixture(scope="module")
+def model() -> CausalLM:
+    lm, bank = bank_on(tiny_llama(), SLOTS)
+    for seed, slot in enumerate(SLOTS):
+        randomise_b(bank, slot, scale=0.3, seed=seed)
+    return lm
+
+
+class Recorder:
+    """Replays a step by running it again: as a CUDA graph does, from the place that it was recorded with."""
+
+    def __init__(self) -> None:
+        self.recorded = self.replayed = 0
+
+    def __call__(self, step: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        self.recorded += 1
+
+        def replay() -> Tensor:
+            self.replayed += 1
+            return step()
+
+        return replay
+
+
+def requests(slots: list[str]) -> list[Request]:
+    chosen = prompts(5, seed=11)
+    return [
+        Request(slot=slot, prompt=prompt, seeds=tuple(range(4 * at, 4 * at + 4)))
+        for at, prompt in enumerate(chosen)
+        for slot in slots
+    ]
+
+
+@pytest.mark.parametrize("slots", [["a"], list(SLOTS)])
+@pytest.mark.parametrize("rows", [3, 16, 64])
+def test_recorded_steps_draw_what_plain_ones_do(
+    model: CausalLM, slots: list[str], rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = replace(WARM, rows=rows, max_new_tokens=20)
+    monkeypatch.setattr(native, "serves", lambda _: False)
+    plain = sampled(model, spec, requests(slots), STOP)
+    recorder = Recorder()
+    monkeypatch.setattr(sampler, "recorder", lambda _: recorder)
+    monkeypatch.setattr(steps, "SEEN_MULTIPLE", 32)
+    assert tokens_of(sampled(model, spec, requests(slots), STOP)) == tokens_of(plain)
+    assert recorder.replayed >= recorder.recorded > 0
+
+
+@pytest.mark.parametrize("slots", [["a"], list(SLOTS)])
+def test_a_row_that_ends_does_not_change_how_a_step_looks(
+    model: CausalLM, slots: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows end one after another; idle ones take their places, so that few steps are recorded."""
+    recorder = Recorder()
+    monkeypatch.setattr(sampler, "recorder", lambda _: recorder)
+    (prompt,) = prompts(1, seed=2)
+    wanted = [Request(slot=slot, prompt=prompt, seeds=tuple(range(16))) for slot in slots]
+    found = sampled(model, replace(WARM, rows=64, max_new_tokens=40), wanted)
+    assert len({completion.num_tokens for own in found for completion in own}) > 3
+    assert recorder.recorded <= 5 < recorder.replayed
+
+
+def test_a_model_that_cannot_be_recorded_is_sampled_all_the_same(
+    model: CausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        raise RuntimeError("a copy from pageable memory")
+
+    plain = sampled(model, WARM, requests(["a"]))
+    monkeypatch.setattr(sampler, "recorder", lambda _: refuse)
+    with pytest.warns(UserWarning, match=r"can't be recorded, which is slower: a copy"):
+        found = sampled(model, WARM, requests(["a"]))
+    assert tokens_of(found) == tokens_of(plain)
+
+
+def test_steps_are_recorded_on_cuda_alone() -> None:
+    assert steps.recorder(torch.device("cpu")) is None
