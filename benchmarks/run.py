@@ -6,7 +6,7 @@
 
 The short set answers every question of the goals with smaller settings and has to end within 15 minutes on two cores;
 the full set takes hours. Results are overwritten script by script, so that a run that is stopped leaves the others as
-they were. Nothing else should run on the machine meanwhile. The time left is said from what the committed results
+they were. Where there is a GPU, `gpu.py` runs too. Nothing else should run on the machine meanwhile. The time left is said from what the committed results
 say that each script took, scaled by how this machine compares so far.
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -27,6 +28,7 @@ SHORT = (
     *("formats", "sft_vs_trl", "full_vs_trl", "lora_full_step", "gemm_share", "bank", "study_vs_trl", "sampling"),
     *("grpo_vs_trl", "scaling"),
 )
+GPU = ("gpu",) if shutil.which("nvidia-smi") else ()
 FULL = (*SHORT, "decoding", "pieces", "fidelity", "memory", "micro_bank", "plan", "grids")
 
 
@@ -34,15 +36,15 @@ def main() -> None:
     """Run the set; exit 1 where a script failed, after the others have had their turn."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", choices=("short", "full"), default="short", help="which settings and scripts (short)")
-    parser.add_argument("--only", default="", help=f"scripts of the set: {', '.join(FULL)}")
+    parser.add_argument("--only", default="", help=f"some of: {', '.join((*FULL, 'gpu'))}")
     parser.add_argument("--data", default="", help="GSM8K's train.jsonl; without it, data that is generated here")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads of every contender (all cores)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder that the JSON is written to")
     arguments = parser.parse_args()
-    everything = SHORT if arguments.set == "short" else FULL
+    everything = (*(SHORT if arguments.set == "short" else FULL), *GPU)
     chosen = [name for name in arguments.only.split(",") if name] or list(everything)
-    if unknown := set(chosen) - set(FULL):
-        parser.error(f"--only: {', '.join(sorted(unknown))} is no script; there are {', '.join(FULL)}")
+    if unknown := set(chosen) - {*FULL, "gpu"}:
+        parser.error(f"--only: {', '.join(sorted(unknown))} is no script; there are {', '.join((*FULL, 'gpu'))}")
     flags = ["--results", str(arguments.results)]
     flags += ["--short"] if arguments.set == "short" else []
     flags += ["--data", arguments.data] if arguments.data else []

@@ -70,6 +70,7 @@ CHECKS = {
     "gradient_cosine_timed_to_peer_fp32": "cosine of the timed gradients to the peer's in fp32",
     "gradient_cosine_bf16_to_fp32": "cosine of ours in bf16 to ours in fp32",
     "gradient_cosine_bf16_to_peer_fp32": "cosine of ours in bf16 to the peer's in fp32",
+    "share_of_speed": "share of the card's speed in a step of one adapter",
     "theory": "counted ratio of multiply-adds",
     "share_of_tokens": "share of equal greedy tokens in fp32",
 }

@@ -61,7 +61,7 @@ def examples_of(rows: Sequence[dict[str, Any]]) -> list[Any]:
     ]
 
 
-def base_module(path: str, dtype: str) -> Any:
+def base_module(path: str, dtype: str, device: str = "cpu") -> Any:
     """The frozen base in a number format."""
     import torch
 
@@ -69,15 +69,17 @@ def base_module(path: str, dtype: str) -> Any:
     from lowregret.models.locate import ModelFolder
 
     folder = ModelFolder(path=Path(path), name="benchmark", content_hash="")
-    return load_module(folder, dtype=DTYPES[dtype], device=torch.device("cpu"))
+    return load_module(folder, dtype=DTYPES[dtype], device=torch.device(device))
 
 
-def bank_on(path: str, dtype: str, slots: Sequence[str] = (SLOT["lora"],), *, rank: int = RANK) -> tuple[Any, Any]:
+def bank_on(
+    path: str, dtype: str, slots: Sequence[str] = (SLOT["lora"],), *, rank: int = RANK, device: str = "cpu"
+) -> tuple[Any, Any]:
     """The base with fresh slots; the same A for the same place in every dtype."""
     from lowregret.models.load import with_bank
     from lowregret.specs import AdapterSpec
 
-    model, bank = with_bank(base_module(path, dtype))
+    model, bank = with_bank(base_module(path, dtype, device))
     for seed, slot in enumerate(slots):
         bank.join(slot, AdapterSpec(rank=rank, alpha=ALPHA, init_seed=seed))
     return model, bank

@@ -20,7 +20,8 @@ def train_trl(job: dict[str, Any], setting: str) -> dict[str, Any]:
         trainer = trainer_of(job, setting, Path(folder), seconds)
         trainer.train()
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return {"losses": losses, "seconds": seconds, "tokens": tokens_of(job), "peak_mib": peak_mib()}
+    peak = peak_mib(job.get("device", "cpu"))
+    return {"losses": losses, "seconds": seconds, "tokens": tokens_of(job), "peak_mib": peak}
 
 
 def trainer_of(job: dict[str, Any], setting: str, folder: Path, seconds: list[float]) -> Any:
@@ -32,7 +33,7 @@ def trainer_of(job: dict[str, Any], setting: str, folder: Path, seconds: list[fl
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
 
-    method = job["method"]
+    method, on_gpu = job["method"], job.get("device") == "cuda"
     dtype = torch.bfloat16 if setting == "bf16" else torch.float32
     model = transformers.AutoModelForCausalLM.from_pretrained(job["model"], dtype=dtype, attn_implementation="sdpa")
     tokenizer = transformers.AutoTokenizer.from_pretrained(job["model"])
@@ -44,6 +45,8 @@ def trainer_of(job: dict[str, Any], setting: str, folder: Path, seconds: list[fl
             self.started = time.perf_counter()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
+            if on_gpu:
+                torch.cuda.synchronize()
             seconds.append(time.perf_counter() - self.started)
 
     config = SFTConfig(
@@ -60,7 +63,8 @@ def trainer_of(job: dict[str, Any], setting: str, folder: Path, seconds: list[fl
         completion_only_loss=True,  # by the column completion_mask
         gradient_checkpointing=False,
         bf16=setting == "autocast",
-        use_cpu=True,
+        use_cpu=not on_gpu,
+        use_liger_kernel=job.get("liger", False),
         train_sampling_strategy="sequential",
         per_device_eval_batch_size=job["batch_size"],
         logging_steps=1,

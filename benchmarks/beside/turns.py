@@ -140,11 +140,15 @@ def give(result: Mapping[str, Any]) -> None:
     print("RESULT " + json.dumps(result), flush=True)
 
 
-def peak_mib() -> float:
-    """Largest resident memory of this process.
+def peak_mib(device: str = "cpu") -> float:
+    """Largest memory of this process: resident, or allocated on a GPU.
 
     Linux lets `ru_maxrss` begin with that of whoever started the process; VmHWM counts this program alone.
     """
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated() / 2**20
     status = Path("/proc/self/status")
     if status.is_file():
         for line in status.read_text().splitlines():
