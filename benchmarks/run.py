@@ -5,9 +5,9 @@
     python benchmarks/run.py --set full --only sft_vs_trl,bank
 
 The short set answers every question of the goals with smaller settings and has to end within 15 minutes on two cores;
-the full set takes hours. Results are overwritten script by script, so that a run that is stopped leaves the others as
-they were. Where there is a GPU, `gpu.py` runs too. Nothing else should run on the machine meanwhile. The time left is said from what the committed results
-say that each script took, scaled by how this machine compares so far.
+the full set takes hours. Where there is a GPU, `gpu.py` runs too. Results are overwritten script by script, so that a
+run that is stopped leaves the others as they were. Nothing else should run on the machine meanwhile. The time left is
+said from what the committed results say that each script took, scaled by how this machine compares so far.
 """
 
 from __future__ import annotations
