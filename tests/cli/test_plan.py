@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -227,3 +228,14 @@ def test_a_plan_overwrites_nothing_and_a_file_keeps_its_task(
     assert "--task:" in capsys.readouterr().err
     assert run(["plan", *settings, "--rank", "4", "--out", str(tmp_path / "none" / "plan.toml")]) == 2
     assert "none" in capsys.readouterr().err
+
+
+def test_a_reader_that_left_is_no_error() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    script = "import sys; from lowregret.cli.main import main; sys.argv = ['lowregret', 'plan', '--help']; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", script], stdout=writing, stderr=subprocess.PIPE, text=True, check=False, timeout=120
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")

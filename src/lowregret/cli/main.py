@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import select
 import sys
 import traceback
 from collections.abc import Sequence
@@ -32,6 +34,9 @@ lowregret sft --model smollm2-135m --data reasoning-gym:chain_sum --rank 1,8,64 
 
 lowregret runs
 """
+
+READER_LEFT = 141
+"""Exit code of a program that a closed pipe ends, as shells have it."""
 
 _COMMANDS = (
     Annotated[Sft, subcommand("sft")]
@@ -68,6 +73,8 @@ def run(arguments: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
+        if _reader_left():
+            raise
         # The rooms name what they were doing; what is left is a disk or a permission that failed elsewhere.
         if command.debug:
             traceback.print_exc()
@@ -85,9 +92,32 @@ def _disk_error(error: OSError) -> str:
     return f"{where}{error.strerror or error}; {hint}"
 
 
+def _reader_left() -> bool:
+    """Whether standard output is a pipe that nobody reads any more, as far as this system can tell."""
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), select.POLLOUT)
+    except (AttributeError, OSError):  # no poll on Windows, no file behind it in a notebook
+        return False
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
 def main() -> None:
-    """Entry point of the console script."""
-    sys.exit(run(sys.argv[1:]))
+    """Entry point of the console script. A reader that has seen enough (`| head`) is no error of ours."""
+    code: str | int | None
+    try:
+        code = run(sys.argv[1:])
+    except SystemExit as end:  # of the parser
+        code = end.code
+    except BrokenPipeError:
+        if not _reader_left():
+            raise
+        code = READER_LEFT
+    if _reader_left():
+        code = READER_LEFT
+        # Python would flush once more at its end, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
 
 
 def _dispatch(command: Command | Study) -> int:
