@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -100,6 +99,14 @@ def test_full_fine_tuning_rounded_to_nearest(model: Path, sums: DataSpec, tmp_pa
     assert drops["nearest"] < drops["stochastic"] / 2
     exact = trained(tmp_path / "exact", model=model, data=sums, slots=slots[:1], steps=1)
     assert not found(exact, "update-swallowed")
+
+
+def test_an_adapter_added_to_a_base_that_was_rounded(model: Path, sums: DataSpec, tmp_path: Path):
+    slots = [lora("usual", 4, 1e-4, arithmetic="add"), lora("ours", 4, 1e-4)]
+    view = trained(tmp_path / "run", model=model, data=sums, slots=slots, steps=1, dtype="bf16")
+    (symptom,) = found(view, "update-swallowed")
+    assert (symptom.where, symptom.severity) == ("usual", "serious")
+    assert "(add)" in symptom.seen
 
 
 @pytest.fixture(scope="module")

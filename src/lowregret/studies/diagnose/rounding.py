@@ -1,7 +1,7 @@
 """Rules about updates that rounding to bf16 swallows, and the measurement that one of them needs.
 
-The engine itself swallows none (docs/architecture.md, "Fidelity"): what is left are full fine-tuning that was told to
-round to nearest, and what becomes of an adapter when something else merges it.
+The engine itself swallows none (docs/architecture.md, "Fidelity"): what is left are slots that were told to train in
+the usual arithmetic, and what becomes of an adapter when something else merges it.
 """
 
 from __future__ import annotations
@@ -33,9 +33,19 @@ Matrix = NDArray[np.float32]
 
 
 def swallowed_in_training(view: RunView) -> Iterator[Symptom]:
-    """Full fine-tuning whose bf16 copy is rounded to nearest stands still until an update crosses half a unit."""
+    """Slots that were told to train in an arithmetic that rounds a small update away."""
     if view.plan.dtype != "bf16":
         return
+    for slot, adapter in view.adapters:
+        if adapter.arithmetic != "accumulator":
+            yield Symptom(
+                rule="update-swallowed",
+                where=slot.name,
+                severity="serious",
+                seen=f"the adapter's part joins a base that was rounded to bf16 before ({adapter.arithmetic})",
+                why="what lies under half a unit of the base's output acts nowhere: most of the first updates",
+                remedy="leave arithmetic out of the spec (accumulator), or --dtype fp32",
+            )
     for slot, full in view.full:
         if full.rounding != "nearest":
             continue
