@@ -34,6 +34,7 @@ from lowregret.studies.surface import Refused, Surface, surfaces
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 SECTION = "section.md"
+FINDINGS, FIGURES = "### Findings", "### Figures"
 
 
 def main() -> None:
@@ -44,9 +45,10 @@ def main() -> None:
     for study in studies:
         _copy(study)
         (DOCS / "studies" / study.spec.name / SECTION).write_text("\n".join(_section(study)) + "\n")
-        _fill(DOCS / "fidelity.md", study)
     parts = ["# Results\n\nMade by `scripts/results.py` from the studies' own folders.\n"]
-    parts += [file.read_text() for file in sorted((DOCS / "studies").glob(f"*/{SECTION}"))]
+    for file in sorted((DOCS / "studies").glob(f"*/{SECTION}")):
+        parts.append(file.read_text())
+        _fill(DOCS / "fidelity.md", file.parent.name, parts[-1])
     (DOCS / "results.md").write_text("\n".join(parts))
 
 
@@ -84,7 +86,7 @@ def _section(study: StudyDirectory) -> list[str]:
     said = ROOT / "papers" / f"{spec.name}.md"
     if said.is_file():
         lines += ["", said.read_text().strip()]
-    lines += ["", "### Findings", "", *_findings(findings), "", "### Best learning rates and tuned losses", ""]
+    lines += ["", FINDINGS, "", *_findings(findings), "", "### Best learning rates and tuned losses", ""]
     lines += ["LR* with its 95 % interval over seeds; test loss at the rate that validation chose, mean over seeds."]
     for index, question in enumerate(spec.questions):
         lines += _rates(index, question, outcomes_of(study, index))
@@ -93,24 +95,21 @@ def _section(study: StudyDirectory) -> list[str]:
         if question.protocol == "fidelity":
             lines += _fidelity(outcomes_of(study, index))
     figures = sorted((DOCS / "studies" / spec.name).glob("*.png"))
-    lines += ["", "### Figures", ""]
+    lines += ["", FIGURES, ""]
     lines += [f"![{figure.stem}](studies/{spec.name}/{figure.name})" for figure in figures]
     return lines
 
 
-def _fill(page: Path, study: StudyDirectory) -> None:
-    """Put a study's findings and tables between the lines of a page that are marked with its name."""
-    begin, end = f"<!-- {study.spec.name} -->", f"<!-- end of {study.spec.name} -->"
+def _fill(page: Path, name: str, section: str) -> None:
+    """Put a section's findings and tables between the lines of a page that are marked with its name."""
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     text = page.read_text()
     if begin not in text:
         return
     before, rest = text.split(begin)
     after = rest.split(end)[1]
-    lines = [begin, "", *_findings(study.read_findings())]
-    for index, question in enumerate(study.spec.questions):
-        if question.protocol == "fidelity":
-            lines += _fidelity(outcomes_of(study, index))
-    page.write_text(before + "\n".join([*lines, "", end]) + after)
+    shown = section.split(FINDINGS)[1].split(FIGURES)[0].strip()
+    page.write_text(f"{before}{begin}\n\n{shown}\n\n{end}{after}")
 
 
 def _fidelity(outcomes: tuple[Outcome, ...]) -> list[str]:
