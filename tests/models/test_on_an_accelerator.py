@@ -1,4 +1,4 @@
-"""What runs on a GPU, on the `meta` device: no tensor of the CPU comes in, nothing waits for a number, shapes fit.
+"""What runs on a GPU, on the `meta` device: devices and shapes fit, nothing waits for a number, little is sent.
 
 Meta tensors have a device and a shape and no numbers, as an accelerator's have none that the processor could look at
 without waiting. The paths that CUDA takes are asked for; the numbers of each are held by tests on the CPU.
@@ -7,9 +7,11 @@ without waiting. The paths that CUDA takes are asked for; the numbers of each ar
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lowregret.adapters import jagged
 from lowregret.adapters.routing import Routing
@@ -21,6 +23,23 @@ from lowregret.specs import AdapterSpec
 from tiny import bank_on, examples, packed, tiny_llama
 
 META = torch.device("meta")
+
+
+class Sent(TorchDispatchMode):
+    """Counts tensors that go from the CPU to the device: each is a wait, and none may go while a step is recorded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = [arg.device.type for arg in args if isinstance(arg, torch.Tensor) and arg.dim()]
+        arrived = isinstance(result, torch.Tensor) and result.device == META
+        self.number += arrived and "cpu" in given
+        return result
+
+
 SLOTS = {"a": AdapterSpec(rank=4), "b": AdapterSpec(rank=6, targets=("mlp",), init_seed=1)}
 
 
@@ -43,9 +62,10 @@ def model(monkeypatch: pytest.MonkeyPatch) -> CausalLM:
 def test_a_forward_and_backward(model: CausalLM, recompute: bool) -> None:
     batch = packed({slot: examples(3, seed=at) for at, slot in enumerate(SLOTS)}).to(META)
     model.use_activation_checkpointing(recompute)
-    with model.routed(Routing.from_lengths(batch.slot_lengths)):
+    with model.routed(Routing.from_lengths(batch.slot_lengths)), Sent() as sent:
         hidden = model.hidden(batch)
         hidden.backward(torch.empty_like(hidden))
+    assert sent.number == 5  # where documents begin, and who owns which columns of the MLPs, once for all layers
     assert hidden.device == META
     assert hidden.shape == (batch.tokens.numel(), 64)
 
@@ -61,7 +81,12 @@ def test_prompts_and_a_decoding_step(model: CausalLM) -> None:
     integers = torch.zeros(3, 4, dtype=torch.int64, device=META)
     step = DecodingStep(cache, rows=integers[1], positions=integers[2], seen=32, in_order=False)
     with model.routed(Routing.from_lengths({"a": 2, "b": 2})):
-        logits = model.logits(model.hidden_of(integers[0], step.positions, step))
+        with Sent() as first:
+            logits = model.logits(model.hidden_of(integers[0], step.positions, step))
+        with Sent() as again:
+            model.hidden_of(integers[0], step.positions, step)
+    assert first.number == 4  # who owns which columns
+    assert again.number == 0
     assert logits.shape == (4, model.vocab_size)
     assert logits.device == META
 

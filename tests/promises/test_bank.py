@@ -94,21 +94,25 @@ def test_a_slot_without_tokens_stays_bitwise_unchanged() -> None:
     assert all(not b.grad.any() for b in bank.blocks("idle"))
 
 
-@pytest.fixture
-def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Folded bf16 goes the way that it goes on CUDA; torch's own CPU operations make the numbers."""
+@pytest.fixture(params=[True, False], ids=["grouped", "span by span"])
+def as_on_a_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Folded bf16 goes the way that it goes on CUDA; torch's own CPU operations make the numbers. How often it went."""
+    used: list[int] = []
+    product = jagged.accumulate_jagged_gradients
     monkeypatch.setattr(jagged, "serves", lambda folded: folded.dtype == torch.bfloat16)
+    monkeypatch.setattr(jagged, "_has_kernel", lambda device: request.param)
+    monkeypatch.setattr(jagged, "accumulate_jagged_gradients", lambda *given: used.append(1) or product(*given))
     monkeypatch.setattr(AdaptedLinear, "stacks_wide", False)
+    return used
 
 
-@pytest.mark.usefixtures("as_on_a_gpu")
-def test_jagged_groups_leave_a_nan_with_its_slot() -> None:
+def test_jagged_groups_leave_a_nan_with_its_slot(as_on_a_gpu: list[int]) -> None:
     test_a_slot_that_goes_nan_is_retired_and_no_other_changes(torch.bfloat16)
+    assert as_on_a_gpu
 
 
-@pytest.mark.usefixtures("as_on_a_gpu")
 def test_slots_of_different_ranks_and_targets_train_in_jagged_groups_as_in_turn(
-    monkeypatch: pytest.MonkeyPatch,
+    as_on_a_gpu: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     specs = {
         "a": AdapterSpec(rank=2),
@@ -124,11 +128,8 @@ def test_slots_of_different_ranks_and_targets_train_in_jagged_groups_as_in_turn(
         forward_backward(lm, batch, dict.fromkeys(specs, 20.0))
         return {slot: torch.cat([block.grad for block in bank.blocks(slot)]) for slot in specs}
 
-    used: list[int] = []
-    owners = jagged.owners
-    monkeypatch.setattr(jagged, "owners", lambda *given: used.append(1) or owners(*given))
     at_once = gradients()
-    assert used
+    assert as_on_a_gpu
     monkeypatch.setattr(jagged, "serves", lambda folded: False)
     for slot, in_turn in gradients().items():
         assert in_turn.any()

@@ -7,12 +7,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+import transformers
 from tests.sampling.test_sampler import SLOTS, STOP, WARM, prompts, sampled, tokens_of
 from tests.tiny import bank_on, randomise_b, tiny_llama
 from torch import Tensor
 
 from lowregret.kernels import native
 from lowregret.models.causal_lm import CausalLM
+from lowregret.models.load import prepare_module
 from lowregret.sampling import sampler, steps
 from lowregret.sampling.sampler import Request
 
@@ -26,17 +28,21 @@ def model() -> CausalLM:
 
 
 class Recorder:
-    """Replays a step by running it again: as a CUDA graph does, from the place that it was recorded with."""
+    """Replays a step from the tensors that it was recorded with, into one place: what a CUDA graph does to memory.
+
+    Unlike a graph it runs the step's Python again; `tests/models/test_gpu.py` records real ones.
+    """
 
     def __init__(self) -> None:
         self.recorded = self.replayed = 0
 
     def __call__(self, step: Callable[[], Tensor]) -> Callable[[], Tensor]:
         self.recorded += 1
+        place = torch.empty_like(step())
 
         def replay() -> Tensor:
             self.replayed += 1
-            return step()
+            return place.copy_(step())
 
         return replay
 
@@ -79,18 +85,33 @@ def test_a_row_that_ends_does_not_change_how_a_step_looks(
     assert recorder.recorded <= 5 < recorder.replayed
 
 
-def test_a_model_that_cannot_be_recorded_is_sampled_all_the_same(
-    model: CausalLM, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        raise RuntimeError("a copy from pageable memory")
-
-    plain = sampled(model, WARM, requests(["a"]))
-    monkeypatch.setattr(sampler, "recorder", lambda _: refuse)
-    with pytest.warns(UserWarning, match=r"can't be recorded, which is slower: a copy"):
-        found = sampled(model, WARM, requests(["a"]))
-    assert tokens_of(found) == tokens_of(plain)
+def test_the_shapes_that_were_seen_last_are_kept(model: CausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder()
+    monkeypatch.setattr(sampler, "recorder", lambda _: recorder)
+    monkeypatch.setattr(steps, "MOST_RECORDED", 1)
+    spec = replace(WARM, rows=6, max_new_tokens=20)
+    plain = sampled(model, spec, requests(list(SLOTS)), STOP)
+    assert tokens_of(sampled(model, spec, requests(list(SLOTS)), STOP)) == tokens_of(plain)
+    assert recorder.replayed > recorder.recorded > 1
 
 
-def test_steps_are_recorded_on_cuda_alone() -> None:
-    assert steps.recorder(torch.device("cpu")) is None
+@pytest.mark.parametrize(("rope", "repeats"), [("default", True), ("llama3", True), ("dynamic", False)])
+def test_positions_that_have_to_be_looked_at_are_not_recorded(rope: str, repeats: bool) -> None:
+    own = {"llama3": {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}}
+    config = transformers.LlamaConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        vocab_size=96,
+        max_position_embeddings=128,
+        pad_token_id=0,
+        rope_parameters={"rope_type": rope, "rope_theta": 1e4, "factor": 2.0, **own.get(rope, {})},
+    )
+    module = prepare_module(transformers.LlamaForCausalLM(config))
+    assert CausalLM(module).repeats == repeats
+    assert not CausalLM(module, fast=False).repeats
+
+
+def test_steps_are_recorded_on_cuda_alone(model: CausalLM) -> None:
+    assert steps.recorder(model) is None

@@ -9,9 +9,9 @@ Suffixes: T rows, D in, F out, W adapter columns of a site, R columns of the wid
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -24,13 +24,13 @@ from lowregret.kernels.products import matmul
 
 ALIGNED = 8
 """Columns of a jagged product come in multiples of this: its rows begin at multiples of 16 bytes in bf16."""
-OLDEST = (8, 0)
-"""Compute capability that the jagged product needs (Ampere)."""
+GROUPED = (9, 10)
+"""Compute capabilities (major) with a kernel for jagged products; on others torch waits for the offsets and loops."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Owners:
-    """Which adapter columns each row may use; the same for all sites that have the same columns."""
+    """Which adapter columns each row may use; the same for all sites of a forward that have the same columns."""
 
     mask: Bool[Tensor, "T W"]
     own: Int[Tensor, "T R"]
@@ -40,13 +40,8 @@ class Owners:
 
 
 def serves(folded: Tensor) -> bool:
-    """Whether the device multiplies jagged groups of this matrix's format: bf16, on a GPU."""
-    return folded.device.type == "cuda" and folded.dtype == torch.bfloat16 and _runs_on(folded.device)
-
-
-@cache
-def _runs_on(device: torch.device) -> bool:
-    return torch.cuda.get_device_capability(device) >= OLDEST
+    """Whether launches are what costs: bf16 on a GPU."""
+    return folded.device.type == "cuda" and folded.dtype == torch.bfloat16
 
 
 def pays(spans: tuple[Span, ...], columns: Mapping[str, Columns], d_in: int, d_out: int) -> bool:
@@ -56,11 +51,10 @@ def pays(spans: tuple[Span, ...], columns: Mapping[str, Columns], d_in: int, d_o
     return len(present) > 1 and faithful and d_in % ALIGNED == 0 and d_out % ALIGNED == 0
 
 
-@lru_cache(maxsize=64)
 def owners(
     spans: tuple[Span, ...], columns: tuple[tuple[str, Columns], ...], width: int, device: torch.device
 ) -> Owners:
-    """Made on the CPU and sent, once a forward and kind of site.
+    """One row a span is sent to the device, and spread over the span's rows there.
 
     Args:
         columns: by slot, as items.
@@ -70,6 +64,7 @@ def owners(
     widest = max(at.rank for at in at_of.values())
     num_own = -(-widest // ALIGNED) * ALIGNED
     lengths = torch.tensor([span.stop - span.start for span in spans])
+    num_rows = spans[-1].stop
     mask_GW = torch.zeros(len(spans), width, dtype=torch.bool)
     own_GR = torch.zeros(len(spans), num_own, dtype=torch.int64)
     for group, span in enumerate(spans):
@@ -78,9 +73,10 @@ def owners(
         mask_GW[group, start:stop] = True
         own_GR[group] = 0 if start else width - 1  # a column of another slot, or one that rounds W up
         own_GR[group, : stop - start] = torch.arange(start, stop)
+    sent = lengths.to(device)
     return Owners(
-        mask=mask_GW.repeat_interleave(lengths, 0).to(device),
-        own=own_GR.repeat_interleave(lengths, 0).to(device),
+        mask=mask_GW.to(device).repeat_interleave(sent, 0, output_size=num_rows),
+        own=own_GR.to(device).repeat_interleave(sent, 0, output_size=num_rows),
         ends=lengths.cumsum(0).to(torch.int32).to(device),
     )
 
@@ -131,12 +127,24 @@ def accumulate_jagged_gradients(
     gradients: Mapping[str, tuple[Tensor, Tensor]],
 ) -> None:
     """`grouped.accumulate_adapter_gradients`: dA = du^T x and dB = s dy^T u of each slot's own rows."""
-    da_GRD = grouped_mm(du_TR.T, x_TD, offs=found.ends)
-    db_GRF = grouped_mm(u_TR.T, dy_TF, offs=found.ends)
-    for span, da_RD, db_RF in zip(spans, da_GRD.unbind(), db_GRF.unbind(), strict=True):
+    das_RD = _jagged_product(du_TR, x_TD, found, spans)
+    dbs_RF = _jagged_product(u_TR, dy_TF, found, spans)
+    for span, da_RD, db_RF in zip(spans, das_RD, dbs_RF, strict=True):
         if span.slot is None or span.slot not in columns:
             continue
         at = columns[span.slot]
         grad_a, grad_b = gradients[span.slot]
         grad_a.add_(da_RD[: at.rank])
         grad_b.add_(db_RF[: at.rank].T, alpha=at.scaling)
+
+
+def _jagged_product(u_TR: Tensor, x_TX: Tensor, found: Owners, spans: tuple[Span, ...]) -> Sequence[Tensor]:
+    """u^T x of each span's rows, [R, X]."""
+    if _has_kernel(u_TR.device):
+        return grouped_mm(u_TR.T, x_TX, offs=found.ends).unbind()
+    return [matmul(u_TR[span.start : span.stop].T, x_TX[span.start : span.stop]) for span in spans]
+
+
+@cache
+def _has_kernel(device: torch.device) -> bool:
+    return device.type != "cuda" or torch.cuda.get_device_capability(device)[0] in GROUPED

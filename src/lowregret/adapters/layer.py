@@ -129,7 +129,8 @@ class AdaptedLinear(nn.Module):
         Args:
             room: a buffer that begins with x and has at least `self.room` free columns behind it.
         """
-        spans = self.cell.current().spans_of(x_TD.shape[0])
+        routing = self.cell.current()
+        spans = routing.spans_of(x_TD.shape[0])
         working, columns = self.working, self.columns
         if self.stacks_wide:
             matrices = (self.weight.float(), working.down.float(), working.up.float())
@@ -137,9 +138,9 @@ class AdaptedLinear(nn.Module):
             return y_TF.to(x_TD.dtype), Kept(spans=spans, us=us)
         if self.stacks:
             y_TF, us = stacked_linear(x_TD, self.weight, working.down, working.up, runs_of(spans, columns))
-        elif working.folded is not None and (found := self._owners(spans)) is not None:
-            y_TF, u_TR = jagged.jagged_linear(x_TD, working.folded, found, self.out_features, room)
-            us = (u_TR,)
+        elif working.folded is not None and (owners := self._owners(routing, spans)) is not None:
+            y_TF, u_TR = jagged.jagged_linear(x_TD, working.folded, owners, self.out_features, room)
+            return y_TF, Kept(spans=spans, us=(u_TR,), owners=owners)
         elif working.folded is not None:
             y_TF, us = grouped_linear(x_TD, working.folded, spans, columns, self.out_features, room)
         else:
@@ -156,9 +157,9 @@ class AdaptedLinear(nn.Module):
             dx_TD, dus = stacked_linear_backward(dy, *matrices, runs)
             accumulate_stacked_gradients(x, dy, us, dus, runs, columns, gradients)
             return dx_TD.to(x_TD.dtype)
-        if working.folded is not None and (found := self._owners(kept.spans)) is not None:
-            dx_TD, du_TR = jagged.jagged_linear_backward(dy_TF, working.folded, found, self.in_features, room)
-            jagged.accumulate_jagged_gradients(x_TD, dy_TF, us[0], du_TR, found, kept.spans, columns, gradients)
+        if working.folded is not None and kept.owners is not None:
+            dx_TD, du_TR = jagged.jagged_linear_backward(dy_TF, working.folded, kept.owners, self.in_features, room)
+            jagged.accumulate_jagged_gradients(x_TD, dy_TF, us[0], du_TR, kept.owners, kept.spans, columns, gradients)
             return dx_TD
         if working.folded is not None:
             dx_TD, dus = grouped_linear_backward(dy_TF, working.folded, kept.spans, columns, self.in_features, room)
@@ -167,14 +168,15 @@ class AdaptedLinear(nn.Module):
         accumulate_adapter_gradients(x_TD, dy_TF, us, dus, kept.spans, columns, gradients)
         return dx_TD
 
-    def _owners(self, spans: tuple[Span, ...]) -> jagged.Owners | None:
+    def _owners(self, routing: Routing, spans: tuple[Span, ...]) -> jagged.Owners | None:
         """Who owns which columns, where all slots go at once; None where each goes by itself."""
         folded = self.working.folded
         if folded is None or not jagged.serves(folded):
             return None
         if not jagged.pays(spans, self.columns, self.in_features, self.out_features):
             return None
-        return jagged.owners(spans, tuple(self.columns.items()), self.room, folded.device)
+        columns, width, device = tuple(self.columns.items()), self.room, folded.device
+        return routing.once((spans, columns, width), lambda: jagged.owners(spans, columns, width, device))
 
     def forward(self, x: Tensor) -> Tensor:
         """x of shape [..., D] to [..., F]."""
@@ -194,6 +196,8 @@ class Kept:
     spans: tuple[Span, ...]
     us: tuple[Tensor, ...]
     """u = x A^T of each span; of each run of spans where they are stacked; of all rows where they are jagged."""
+    owners: jagged.Owners | None = None
+    """Where they are jagged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,7 +221,7 @@ class _AdaptedLinearFunction(torch.autograd.Function):
     def forward(ctx: Any, x_TD: Tensor, layer: AdaptedLinear) -> Tensor:
         y_TF, kept = layer.apply_to(x_TD)
         ctx.save_for_backward(x_TD, *kept.us)
-        ctx.layer, ctx.spans = layer, kept.spans
+        ctx.layer, ctx.spans, ctx.owners = layer, kept.spans, kept.owners
         return y_TF
 
     @staticmethod
@@ -225,4 +229,4 @@ class _AdaptedLinearFunction(torch.autograd.Function):
         (dy_TF,) = grad_outputs
         x_TD, *us = ctx.saved_tensors
         layer: AdaptedLinear = ctx.layer
-        return layer.pull_back(x_TD, dy_TF, Kept(spans=ctx.spans, us=tuple(us))), None
+        return layer.pull_back(x_TD, dy_TF, Kept(spans=ctx.spans, us=tuple(us), owners=ctx.owners)), None

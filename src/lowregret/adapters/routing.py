@@ -6,8 +6,11 @@ process-wide state. Rows of one slot are adjacent, so a slot is a span.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,18 @@ class Routing:
     """
 
     spans: tuple[Span, ...]
+    _made: dict[Hashable, Any] = field(default_factory=dict[Hashable, Any], compare=False, repr=False)
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What the sites of a forward need of its routing, made by the first of them; it lives as long as the routing.
+
+        >>> routing = Routing.from_lengths({"r1": 3})
+        >>> routing.once("rows", lambda: routing.num_rows), routing.once("rows", lambda: 0)
+        (3, 3)
+        """
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
     @classmethod
     def from_lengths(cls, lengths: Mapping[str | None, int] | Mapping[str, int]) -> Routing:

@@ -16,6 +16,10 @@ from typing import ParamSpec, TypeVar, cast
 import torch
 from torch import Tensor
 
+FORMS = 64
+"""Forms of one piece that are compiled: formats, strides, which arguments are one tensor. Past torch's own limit of 8
+further ones would run piece by piece."""
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -35,7 +39,7 @@ def one_kernel(piece: Callable[P, R]) -> Callable[P, R]:
 
     @cache
     def compiled() -> Callable[P, R]:
-        return cast(Callable[P, R], torch.compile(piece, dynamic=True))
+        return cast(Callable[P, R], torch.compile(piece, dynamic=True, recompile_limit=FORMS))
 
     @wraps(piece)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -83,16 +83,21 @@ class Packing:
             )
         return packed_attention(q_HTC, k_KTC, v_KTC, self, head.scaling, head.window)
 
-    @cached_property
-    def layout(self) -> Layout:
-        """How the fused kernel takes the documents; the same for every layer, so made once a forward."""
-        return Layout.of(self.lengths)
+    def layout_on(self, device: torch.device) -> Layout:
+        """How the fused kernel takes the documents; the same for every layer, so made and sent once a forward."""
+        if device not in self._layouts:
+            self._layouts[device] = Layout.of(self.lengths).to(device)
+        return self._layouts[device]
 
     def boundaries(self, device: torch.device) -> Tensor:
         """Where documents begin, and T behind the last: int32 [N + 1] on a device, sent there once a forward."""
         if device not in self._boundaries:
             self._boundaries[device] = torch.tensor([*self.offsets, sum(self.lengths)], dtype=torch.int32).to(device)
         return self._boundaries[device]
+
+    @cached_property
+    def _layouts(self) -> dict[torch.device, Layout]:
+        return {}
 
     @cached_property
     def _boundaries(self) -> dict[torch.device, Tensor]:
@@ -114,6 +119,12 @@ class Layout:
     """Of each group: the packed token at each place, int64 [N L]; behind a document's end its last token again."""
     back: Tensor
     """Where each packed token stands in the groups one after another, int64 [T]."""
+
+    def to(self, device: torch.device) -> Layout:
+        """The same on another device."""
+        return Layout(
+            sizes=self.sizes, tokens=tuple(part.to(device) for part in self.tokens), back=self.back.to(device)
+        )
 
     @classmethod
     def of(cls, lengths: Sequence[int]) -> Layout:
@@ -192,15 +203,14 @@ def packed_attention(
     if len(set(lengths)) == 1 and lengths[0] == _rounded(lengths[0]):
         q, k, v = (t.unflatten(1, (len(lengths), -1)).transpose(0, 1) for t in (q_HTC, k_KTC, v_KTC))
         return _fused(q, k, v, scaling, window).transpose(0, 1).flatten(1, 2)
-    layout, device = packing.layout, q_HTC.device
+    layout = packing.layout_on(q_HTC.device)
     outputs: list[Tensor] = []
     for (number, length), tokens in zip(layout.sizes, layout.tokens, strict=True):
-        chosen = tokens.to(device)
         q, k, v = (
-            t.index_select(1, chosen).unflatten(1, (number, length)).transpose(0, 1) for t in (q_HTC, k_KTC, v_KTC)
+            t.index_select(1, tokens).unflatten(1, (number, length)).transpose(0, 1) for t in (q_HTC, k_KTC, v_KTC)
         )
         outputs.append(_fused(q, k, v, scaling, window).transpose(0, 1).flatten(1, 2))
-    return torch.cat(outputs, dim=1).index_select(1, layout.back.to(device))
+    return torch.cat(outputs, dim=1).index_select(1, layout.back)
 
 
 def _rounded(length: int) -> int:

@@ -153,6 +153,12 @@ class CausalLM:
             self._fast.packed = None
 
     @property
+    def repeats(self) -> bool:
+        """Whether two forwards of equal shapes are the same launches, so that one can be recorded: known of the fast
+        path, not of transformers' modules."""
+        return self._fast is not None and not self._fast.looks_at_positions
+
+    @property
     def keeps_logits(self) -> bool:
         """Whether the backward of `logits` reads them again, so that nothing may be put in their place."""
         return self._softcap is not None

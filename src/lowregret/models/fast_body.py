@@ -50,6 +50,12 @@ class FastBody:
         return 2 * shaped.rotary_emb.inv_freq.numel() == shaped.layers[0].self_attn.head_dim
 
     @property
+    def looks_at_positions(self) -> bool:
+        """Whether rotary frequencies depend on how long a document is, which a GPU has to be asked for."""
+        rope_type = str(getattr(self._body.rotary_emb, "rope_type", "default"))
+        return "dynamic" in rope_type or rope_type == "longrope"
+
+    @property
     def sites(self) -> list[Site]:
         """The matrices of all layers."""
         return [site for layer in self._layers for site in layer.sites]

@@ -9,14 +9,18 @@ Suffixes: R rows (completions), H heads, K key-value heads, G queries of a key-v
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lowregret.kernels import native
 from lowregret.models.attention import Head, Packing
 
+STEADY = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Kernels of a decoding step on a GPU."""
 LENGTH_MULTIPLE = 32
 """Positions looked at are rounded up to this: a new length every token would cost a new primitive on the CPU."""
 
@@ -137,9 +141,11 @@ class DecodingStep:
     def _attend(self, q_RKGC: Tensor, k_RKLC: Tensor, v_RKLC: Tensor, head: Head) -> Tensor:
         mask = self._mask(head.window, q_RKGC.dtype)
         if head.softcap is None:
-            return torch.nn.functional.scaled_dot_product_attention(
-                q_RKGC, k_RKLC, v_RKLC, attn_mask=mask, scale=head.scaling
-            )
+            # cuDNN, which torch prefers on new cards, plans for every new length, which takes longer than a step.
+            with sdpa_kernel(STEADY) if q_RKGC.device.type == "cuda" else nullcontext():
+                return torch.nn.functional.scaled_dot_product_attention(
+                    q_RKGC, k_RKLC, v_RKLC, attn_mask=mask, scale=head.scaling
+                )
         scores = (q_RKGC @ k_RKLC.mT).to(torch.promote_types(q_RKGC.dtype, torch.float32)) * head.scaling
         scores = head.softcap * torch.tanh(scores / head.softcap) + mask
         return torch.softmax(scores, -1).to(v_RKLC.dtype) @ v_RKLC

@@ -43,7 +43,7 @@ def nll_with_gradient(
         losses_P, largest_P, total_P = native.nll(logits_PV, targets_P)
         native.nll_gradient(logits_PV, targets_P, largest_P, total_P, weigh(losses_P).float().contiguous())
         return losses_P, logits_PV
-    if one_kernel.serves(logits_PV):
+    if one_kernel.serves(logits_PV) and logits_PV.dtype != torch.float64:
         losses_P, largest_P, total_P = _normalised(logits_PV, targets_P)
         _put_gradient(logits_PV, targets_P, largest_P, total_P, weigh(losses_P).float())
         return losses_P, logits_PV

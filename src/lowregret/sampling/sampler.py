@@ -99,7 +99,7 @@ class Sampler:
         longest = max((len(request.prompt) for request in requests), default=0)
         num_rows = min(self._spec.rows, work.left)
         cache = KVCache(rows=num_rows, length=longest + self._spec.max_new_tokens)
-        steps = Steps(model=self._model, cache=cache, record=recorder(self._model.device))
+        steps = Steps(model=self._model, cache=cache, record=recorder(self._model))
         rows: list[_Row] = []  # the place in this list is the row of the cache
         with self._model.decoding() if self._spec.max_new_tokens > 1 else nullcontext():
             while work.left or rows:

@@ -9,7 +9,7 @@ Suffixes: R rows, V vocabulary.
 
 from __future__ import annotations
 
-import warnings
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lowregret.adapters.routing import Routing
+from lowregret.errors import ModelError
 from lowregret.models.causal_lm import CausalLM
 from lowregret.models.kv_cache import DecodingStep, KVCache
 
@@ -27,7 +28,7 @@ ROW_MULTIPLE = 8
 SEEN_MULTIPLE = 128
 """Its cached positions are rounded up to this."""
 MOST_RECORDED = 32
-"""Shapes of one sampling; each holds the activations of a step."""
+"""Shapes of one sampling, the latest; each holds the activations of a step."""
 
 Record = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
 """From a step to its replay, whose result lies in the same place every time."""
@@ -90,8 +91,8 @@ class Steps:
             integers += [next(waiting) for _ in range(number)]
             integers += [(0, next(free), 0) for _ in range(length - number)]
         shape = Shape(routing=Routing.from_lengths(lengths), seen=self.cache.seen(max(held), SEEN_MULTIPLE))
-        logits_RV = self._recording(shape, torch.tensor(integers).T.contiguous())
-        return logits_RV[torch.tensor(real, device=self.model.device)]
+        chosen = torch.tensor(real, device=self.model.device)
+        return self._recording(self.record, shape, torch.tensor(integers).T.contiguous())[chosen]
 
     def _with_idle(self, slots: dict[str | None, int]) -> dict[str | None, int]:
         """Rows of each slot, idle ones included: as in the step before, while more than half of them are of use."""
@@ -103,7 +104,7 @@ class Steps:
         number, last = sum(slots.values()), next(reversed(slots))
         return {**slots, last: slots[last] + min(-number % ROW_MULTIPLE, self.cache.rows - number)}
 
-    def _recording(self, shape: Shape, inputs_3R: Int[Tensor, "3 R"]) -> Tensor:
+    def _recording(self, record: Record, shape: Shape, inputs_3R: Int[Tensor, "3 R"]) -> Tensor:
         """Replays the step where its shape was recorded; records it where the step before had the same shape."""
         known, again = self._recorded.get(shape), self._last == shape
         self._last = shape
@@ -112,15 +113,12 @@ class Steps:
             return known.replay()
         here_3R = inputs_3R.to(self.model.device)
         logits_RV = self._fixed(shape, here_3R)
-        if again and self.record is not None and len(self._recorded) < MOST_RECORDED:
-            try:
-                # Nothing happens twice that matters: the same keys and values are written to the same places.
-                replay = self.record(lambda: self._fixed(shape, here_3R))
-            except RuntimeError as error:
-                self.record = None
-                warnings.warn(f"decoding steps of this model can't be recorded, which is slower: {error}", stacklevel=2)
-            else:
-                self._recorded[shape] = _Recorded(inputs=here_3R, replay=replay)
+        if again:
+            # Nothing happens twice that matters: the same keys and values are written to the same places.
+            replay = record(lambda: self._fixed(shape, here_3R))
+            if len(self._recorded) == MOST_RECORDED:
+                self._recorded.pop(next(iter(self._recorded)))
+            self._recorded[shape] = _Recorded(inputs=here_3R, replay=replay)
         return logits_RV
 
     def _fixed(self, shape: Shape, inputs_3R: Tensor) -> Tensor:
@@ -134,19 +132,27 @@ class Steps:
             return self.model.logits(self.model.hidden_of(tokens_R, step.positions, step))
 
 
-def recorder(device: torch.device) -> Record | None:
-    """CUDA graphs that share one pool of memory; None on other devices."""
-    if device.type != "cuda":
+def recorder(model: CausalLM) -> Record | None:
+    """CUDA graphs that share one pool of memory; None on other devices, for models whose forwards are not known to
+    repeat, and where `LOWREGRET_KERNELS=torch`."""
+    device = model.device
+    if device.type != "cuda" or not model.repeats or os.environ.get("LOWREGRET_KERNELS") == "torch":
         return None
-    pool = torch.cuda.graph_pool_handle()
+    with torch.cuda.device(device):
+        pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
 
     def record(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
-            result = step()
+        try:
+            with torch.cuda.device(device), torch.cuda.graph(graph, pool=pool, stream=stream):
+                result = step()
+        except RuntimeError as error:
+            # torch leaves its allocator in the middle of the recording: this process can't go on.
+            raise ModelError(f"a decoding step can't be recorded ({error}); set LOWREGRET_KERNELS=torch") from error
 
         def replay() -> Tensor:
-            graph.replay()
+            with torch.cuda.device(device):
+                graph.replay()
             return result
 
         return replay

@@ -313,16 +313,26 @@ class _Tally:
         self._kl_sum: float | None = None
 
     def add(self, logprobs_P: Tensor, ratios_P: Tensor, sampled: Sampled, counts_P: Tensor, rl: RLSpec) -> None:
-        def total(values_P: Tensor) -> float:
-            return float((counts_P * values_P).double().sum())
+        def total(values_P: Tensor) -> Tensor:
+            return (counts_P * values_P).double().sum()
 
-        self.objective += total(surrogate(logprobs_P, ratios_P, sampled, rl.objective))
-        self._number += float(counts_P.double().sum())
-        self._ratio_sum += total(ratios_P)
-        self._ratio_max = max(self._ratio_max, float(ratios_P.max()))
-        self._clipped += total(clipped(ratios_P, gains(logprobs_P, sampled, rl.objective), rl.objective))
+        found = [
+            total(surrogate(logprobs_P, ratios_P, sampled, rl.objective)),
+            counts_P.double().sum(),
+            total(ratios_P),
+            ratios_P.max().double(),
+            total(clipped(ratios_P, gains(logprobs_P, sampled, rl.objective), rl.objective)),
+        ]
         if sampled.base_logprobs is not None:
-            self._kl_sum = (self._kl_sum or 0.0) + total(logprobs_P - sampled.base_logprobs)
+            found.append(total(logprobs_P - sampled.base_logprobs))
+        objective, number, ratios, largest, clips, *kl = torch.stack(found).tolist()  # a GPU is waited for once
+        self.objective += objective
+        self._number += number
+        self._ratio_sum += ratios
+        self._ratio_max = max(self._ratio_max, largest)
+        self._clipped += clips
+        if kl:
+            self._kl_sum = (self._kl_sum or 0.0) + kl[0]
 
     def report(self, grad_norm: float, *, updated: bool, diverged: bool) -> PolicyStep:
         number = self._number

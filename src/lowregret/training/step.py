@@ -129,10 +129,11 @@ def accumulate_gradients(
         positions: rows of the batch whose hidden states predict something, ascending; a row may stand several times.
         targets_P: the token that each of them is to predict.
     """
+    rows = positions.tolist()  # before a GPU has the forward to do: this waits for it
     with model.routed(Routing.from_lengths(batch.slot_lengths)):
         hidden_TD = model.hidden(batch)
         leaf_PD = hidden_TD.detach()[positions]
-        losses_P, grad_PD = _head_backward(model, leaf_PD, batch, positions, targets_P, weigh, temperature)
+        losses_P, grad_PD = _head_backward(model, leaf_PD, batch, rows, targets_P, weigh, temperature)
         grad_TD = torch.zeros_like(hidden_TD).index_add_(0, positions, grad_PD)
         hidden_TD.backward(grad_TD)
     return losses_P
@@ -142,7 +143,7 @@ def _head_backward(
     model: CausalLM,
     leaf_PD: Tensor,
     batch: PackedBatch,
-    positions: Tensor,
+    positions: list[int],
     targets_P: Tensor,
     weigh: Weigh,
     temperature: float,
@@ -150,9 +151,8 @@ def _head_backward(
     """Loss of each position and the gradient of its hidden state, chunk by chunk."""
     routing = Routing.from_lengths(batch.slot_lengths)
     losses, grads = [], []
-    every = positions.tolist()  # one wait for a GPU, not one a chunk
-    for rows in _chunks(positions, model.chunk_rows):
-        own = every[rows]
+    for rows in _chunks(len(positions), model.chunk_rows):
+        own = positions[rows]
         number = len(own)
         filled = -number % HEAD_ROWS
         chunk = pad(leaf_PD[rows], (0, 0, 0, filled)).requires_grad_()
@@ -207,11 +207,11 @@ def nll_at(
 ) -> Tensor:
     """`batch_nll` of given positions and targets, as `accumulate_gradients` takes them, of a batch on the device."""
     routing = routing or Routing.from_lengths(batch.slot_lengths)
+    every = positions.tolist()
     with model.routed(routing):
         hidden_TD = model.hidden(batch)
     losses = []
-    every = positions.tolist()
-    for rows in _chunks(positions, model.chunk_rows):
+    for rows in _chunks(len(every), model.chunk_rows):
         with model.routed(routing.selected(every[rows])):
             logits = _at(temperature, model.logits(hidden_TD[positions[rows]]))
             losses.append(nll(logits, targets_P[rows]))
@@ -224,8 +224,8 @@ def _bounded(blocks: Sequence[Tensor]) -> bool:
     return not extremes or all(abs(value) < 1e30 for value in torch.stack(extremes).tolist())
 
 
-def _chunks(positions: Tensor, size: int) -> list[slice]:
-    return [slice(start, start + size) for start in range(0, positions.numel(), size)]
+def _chunks(number: int, size: int) -> list[slice]:
+    return [slice(start, start + size) for start in range(0, number, size)]
 
 
 def _weight_totals(batches: Sequence[PackedBatch]) -> dict[str, float]:
@@ -249,6 +249,6 @@ def _sum_by_slot(batch: PackedBatch, positions: Tensor, values_P: Tensor) -> dic
     start = 0
     for length in batch.slot_lengths.values():
         inside = (positions >= start) & (positions < start + length)
-        sums.append(values_P[inside].double().sum())
+        sums.append(torch.where(inside, values_P, 0.0).double().sum())  # selected, so that a NaN stays with its slot
         start += length
     return dict(zip(batch.slot_lengths, torch.stack(sums).tolist(), strict=True))
