@@ -9,7 +9,7 @@ Suffixes: T rows, D in, F out, W adapter columns of a site, R columns of the wid
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -127,22 +127,26 @@ def accumulate_jagged_gradients(
     gradients: Mapping[str, tuple[Tensor, Tensor]],
 ) -> None:
     """`grouped.accumulate_adapter_gradients`: dA = du^T x and dB = s dy^T u of each slot's own rows."""
-    das_RD = _jagged_product(du_TR, x_TD, found, spans)
-    dbs_RF = _jagged_product(u_TR, dy_TF, found, spans)
-    for span, da_RD, db_RF in zip(spans, das_RD, dbs_RF, strict=True):
-        if span.slot is None or span.slot not in columns:
-            continue
-        at = columns[span.slot]
-        grad_a, grad_b = gradients[span.slot]
-        grad_a.add_(da_RD[: at.rank])
-        grad_b.add_(db_RF[: at.rank].T, alpha=at.scaling)
+    da_GRD = _jagged_product(du_TR, x_TD, found, spans)
+    db_GFR = _jagged_product(dy_TF, u_TR, found, spans)
+    slots = [(group, span.slot) for group, span in enumerate(spans) if span.slot is not None and span.slot in columns]
+    ranks = {slot: columns[slot].rank for _, slot in slots}
+    # One launch for all slots of equal rank and scaling.
+    add = torch._foreach_add_  # pyright: ignore[reportPrivateImportUsage]
+    add([gradients[slot][0] for _, slot in slots], [da_GRD[k, : ranks[slot]] for k, slot in slots])
+    for scaling in {columns[slot].scaling for _, slot in slots}:
+        own = [(k, slot) for k, slot in slots if columns[slot].scaling == scaling]
+        add([gradients[slot][1] for _, slot in own], [db_GFR[k, :, : ranks[slot]] for k, slot in own], alpha=scaling)
 
 
-def _jagged_product(u_TR: Tensor, x_TX: Tensor, found: Owners, spans: tuple[Span, ...]) -> Sequence[Tensor]:
-    """u^T x of each span's rows, [R, X]."""
-    if _has_kernel(u_TR.device):
-        return grouped_mm(u_TR.T, x_TX, offs=found.ends).unbind()
-    return [matmul(u_TR[span.start : span.stop].T, x_TX[span.start : span.stop]) for span in spans]
+def _jagged_product(a_TX: Tensor, b_TY: Tensor, found: Owners, spans: tuple[Span, ...]) -> Float[Tensor, "G X Y"]:
+    """a^T b of each span's rows, rounded as `grouped` rounds it, and then in the format of the accumulators."""
+    if _has_kernel(a_TX.device):
+        product = grouped_mm(a_TX.T, b_TY, offs=found.ends)
+    else:
+        rows = [slice(span.start, span.stop) for span in spans]
+        product = torch.stack([matmul(a_TX[own].T, b_TY[own]) for own in rows])
+    return product.to(torch.promote_types(product.dtype, torch.float32))
 
 
 @cache
