@@ -85,8 +85,7 @@ def main() -> None:
 
         turns = {arm: own[0] for arm, own in take_turns("gpu", arms, 1, act, describe).items()}
     found = {arm: sums(turn) for arm, turn in turns.items()}
-    paces = {arm: own["tokens_per_second"] for arm, own in found.items()}
-    peer = max((arm for arm in paces if arm.startswith("trl")), key=paces.__getitem__)
+    peer = max((arm for arm in found if arm.startswith("trl")), key=lambda arm: found[arm]["tokens_per_second"])
     result = write_result(
         "gpu",
         arguments=arguments,
@@ -97,20 +96,8 @@ def main() -> None:
         ],
         medians=found,
         answers={
-            "gpu_sft": Answer(
-                ours=paces["ours"],
-                peer=paces[peer],
-                unit="real tokens/s",
-                ours_was="lowregret, bf16",
-                peer_was={"trl": "TRL + PEFT, bf16", "trl-liger": "TRL + PEFT + Liger, bf16"}[peer],
-            ),
-            "gpu_bank8": Answer(
-                ours=paces["together"],
-                peer=paces["in-turn"],
-                unit="real tokens/s",
-                ours_was="8 adapters in one pass, bf16",
-                peer_was="8 adapters one after another, bf16",
-            ),
+            "gpu_sft": answer(found, "ours", peer),
+            "gpu_bank8": answer(found, "together", "in-turn"),
         },
         checks={
             "first_loss_difference": abs(turns["ours"]["losses"][0] - turns[peer]["losses"][0]),
@@ -124,6 +111,22 @@ def main() -> None:
         accelerator=turns["ours"]["accelerator"],
     )
     print(json.dumps({key: result[key] for key in ("answers", "checks", "medians")}, indent=1))
+
+
+WORDS = {
+    "ours": "lowregret, bf16",
+    "trl": "TRL + PEFT, bf16",
+    "trl-liger": "TRL + PEFT + Liger, bf16",
+    "together": "8 adapters in one pass, bf16",
+    "in-turn": "8 adapters one after another, bf16",
+}
+"""The contenders, said."""
+
+
+def answer(found: dict[str, dict[str, float]], ours: str, peer: str) -> Answer:
+    """Real tokens a second of one contender over another's."""
+    pace, its = (found[arm]["tokens_per_second"] for arm in (ours, peer))
+    return Answer(ours=pace, peer=its, unit="real tokens/s", ours_was=WORDS[ours], peer_was=WORDS[peer])
 
 
 def write_base(folder: Path, shape: str) -> str:
