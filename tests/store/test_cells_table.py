@@ -10,17 +10,23 @@ import pytest
 from lowregret.specs import Arm, DataSpec, ModelSpec, PlannedCell, QuestionSpec, RunSpec, StudyPlan, StudySpec
 from lowregret.store import collect_environment
 from lowregret.store.cells_table import write_cells_table
-from lowregret.store.study import CellRecord, Dynamics, StudyDirectory
+from lowregret.store.study import CellRecord, Dynamics, ForwardFidelity, StudyDirectory
 
 QUESTION = QuestionSpec(protocol="rank", data=DataSpec(source="d"))
 SPEC = StudySpec(name="mine", model=ModelSpec(source="m"), questions=(QUESTION,))
 ARM = Arm(method="lora", rank=4, params=100, batch_size=8, steps=2)
 
 
+ACTED = ForwardFidelity(
+    step=1, arithmetic="add", fidelity=0.4, low=0.3, high=0.5, fp32_drop=0.1, drop=0.04, sequences=9
+)
+
+
 def record(cell: str, *, stopped: bool = False, dynamics: Dynamics | None = None) -> CellRecord:
     return CellRecord(
         cell=cell, bank="b", steps=(0, 2), validation=(2.0, 1.5), test=(2.0, 1.75), diverged=False, tokens=64,
         last_epoch_nats=9.0, seconds=0.5, stopped=stopped, dynamics=dynamics,
+        fidelity=() if stopped else (ACTED,),
     )  # fmt: skip
 
 
@@ -44,6 +50,8 @@ def test_a_row_for_each_finished_cell(study: StudyDirectory):
     assert (first["protocol"], first["model"], first["rank"], first["lr"], first["seed"]) == ("rank", "m", 4, 1e-3, 0)
     assert first["test"] == [2.0, 1.75]
     assert (first["final_validation"], first["final_test"]) == (1.5, 1.75)
+    assert [(row["arithmetic"], row["fidelity"], row["moved"]) for row in first["fidelity"]] == [("add", 0.4, None)]
+    assert second["fidelity"] == []
     assert second["stopped"]
     assert second["final_test"] is None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,8 +20,9 @@ def write_cells_table(study: StudyDirectory) -> Path:
 
     Columns: what the cell is (question, protocol, model, data, method, rank, alpha, targets, variant, parameters,
     batch, steps, learning rate, seed), what became of it (whole curves in nats a completion token, final losses,
-    whether it diverged or was stopped, tokens, training seconds), and its identity and bank. A final loss is null where
-    the cell did not end. Equal studies differ in `seconds` only.
+    whether it diverged or was stopped, tokens, training seconds, and in `fidelity` a list of the forward fidelities that
+    were measured), and its identity and bank. A final loss is null where the cell did not end. Equal studies differ in
+    `seconds` only.
 
     Raises:
         CheckpointError: a record was changed by hand.
@@ -76,6 +78,7 @@ def _finished(record: CellRecord) -> dict[str, Any]:
         "diverged": record.diverged,
         "stopped": record.stopped,
         "tokens": record.tokens,
+        "fidelity": [asdict(row) for row in record.fidelity],
         "last_epoch_nats": record.last_epoch_nats if math.isfinite(record.last_epoch_nats) else None,
         "seconds": record.seconds,
     }
