@@ -20,9 +20,9 @@ def write_cells_table(study: StudyDirectory) -> Path:
 
     Columns: what the cell is (question, protocol, model, data, method, rank, alpha, targets, variant, parameters,
     batch, steps, learning rate, seed), what became of it (whole curves in nats a completion token, final losses,
-    whether it diverged or was stopped, tokens, training seconds, and in `fidelity` a list of the forward fidelities that
-    were measured), and its identity and bank. A final loss is null where the cell did not end. Equal studies differ in
-    `seconds` only.
+    whether it diverged or was stopped, tokens, training seconds, and in `fidelity` a list of what was measured of its
+    forward fidelity), and its identity and bank. A final loss is null where the cell did not end. Equal studies differ
+    in `seconds` only.
 
     Raises:
         CheckpointError: a record was changed by hand.
