@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from fidelity_tables import drops_table, forward_table
+from fidelity_tables import drops_table, forward_table, vertices_table
 
 from lowregret.specs import QuestionSpec
 from lowregret.store.run import RunDirectory
@@ -116,7 +116,14 @@ def _fidelity(outcomes: tuple[Outcome, ...]) -> list[str]:
     """What each arithmetic lets act of the same masters, and what runs that train in it end with."""
     forward = "Forward fidelity (share of the fp32 loss drop that acts), mean over seeds of estimate and interval:"
     ended = "Held-out nats of runs that train in faithful and in usual arithmetic, mean over seeds:"
-    return ["", forward, *forward_table(outcomes), "", ended, *drops_table(outcomes)]
+    lines = ["", forward, *forward_table(outcomes), "", ended, *drops_table(outcomes)]
+    if vertices := vertices_table(outcomes):
+        lines += [
+            "",
+            "Best rate of each seed, by a parabola through three rates (no verdict: the rules fit five):",
+            *vertices,
+        ]
+    return lines
 
 
 def _command(environment: dict[str, Any]) -> str:

@@ -92,7 +92,8 @@ def _forward(asked: Asked, pair: Pair, label: str) -> list[Chart]:
             y_title="loss drop over the drop in fp32",
             x_log=True,
             series=_lines(by_rate, styles),
-            caption=f"As above, {told}",
+            caption=f"As above, {told} Left out: rates at which the fp32 loss rises in some seed, which leaves no drop "
+            "to take a share of.",
             levels=(_passes(asked),),
         ),
     ]
@@ -102,7 +103,7 @@ def _by_rate(surface: Surface, arithmetic: str, step: int) -> dict[float, Floats
     points: dict[float, Floats] = {}
     for column, rate in enumerate(surface.rates):
         rows = forward(surface, column, step=step, arithmetic=arithmetic)
-        if rows:
+        if rows and all(row.fp32_drop > 0 for row in rows):
             points[rate] = values_of(rows)
     return points
 
