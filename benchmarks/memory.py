@@ -81,7 +81,7 @@ def measure(flags: tuple[str, ...], arguments: argparse.Namespace) -> dict[str, 
         out = Path(scratch) / "run"
         command = [
             *(sys.executable, "-m", "lowregret", "sft", "--model", arguments.model, "--data", arguments.data),
-            *("--validation-size", "16", "--test-size", "16", "--limit", "1000", "--device", arguments.device),
+            *("--validation-size", "4", "--test-size", "4", "--limit", "1000", "--device", arguments.device),
             *("--threads", str(arguments.threads)),
             *("--steps", str(arguments.steps), "--out", str(out), "--json", *flags),
         ]
