@@ -24,18 +24,23 @@ from lowregret.specs.codec import read_toml
 
 PROMISE = 1.25
 
+BF16 = ("--dtype", "bf16")
+"""Said, because the planner's own choice depends on the processor."""
+
 SETTINGS: dict[str, tuple[str, ...]] = {
-    "LoRA r8, bf16": ("--rank", "8"),
-    "LoRA r128, bf16": ("--rank", "128"),
-    "LoRA r1, r8, r64 in one bank": ("--rank", "1,8,64", "--batch-size", "4"),
-    "LoRA r16, 4096 tokens a micro-batch": ("--rank", "16", "--tokens-per-microbatch", "4096", "--batch-size", "32"),
+    "LoRA r8, bf16": ("--rank", "8", *BF16),
+    "LoRA r128, bf16": ("--rank", "128", *BF16),
+    "LoRA r1, r8, r64 in one bank": ("--rank", "1,8,64", "--batch-size", "4", *BF16),
+    "LoRA r16, 4096 tokens a micro-batch": (
+        *("--rank", "16", "--tokens-per-microbatch", "4096", "--batch-size", "32", *BF16),
+    ),
     "LoRA r16, 4096 tokens, checkpointing": (
-        *("--rank", "16", "--tokens-per-microbatch", "4096", "--batch-size", "32", "--activation-checkpointing"),
+        *("--rank", "16", "--tokens-per-microbatch", "4096", "--batch-size", "32", "--activation-checkpointing", *BF16),
     ),
     "LoRA r16, fp32": ("--rank", "16", "--dtype", "fp32"),
-    "LoRA r16 with the unembedding": ("--rank", "16", "--unembed"),
-    "FullFT, bf16": ("--full",),
-    "FullFT matched, bf16": ("--full", "--support", "matched"),
+    "LoRA r16 with the unembedding": ("--rank", "16", "--unembed", *BF16),
+    "FullFT, bf16": ("--full", *BF16),
+    "FullFT matched, bf16": ("--full", "--support", "matched", *BF16),
     "FullFT, fp32, checkpointing": ("--full", "--dtype", "fp32", "--activation-checkpointing"),
 }
 
