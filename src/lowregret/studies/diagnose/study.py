@@ -15,7 +15,7 @@ from lowregret.studies.margins import Margins
 from lowregret.studies.outcome import Outcome
 from lowregret.studies.reading import outcomes_of
 from lowregret.studies.surface import Refused, Surface, surfaces
-from lowregret.studies.swallowing import NEAREST
+from lowregret.studies.swallowing import USUAL
 
 OF_BANKS = (
     "overfitted",
@@ -123,14 +123,18 @@ def _diverged(lost: list[Outcome], surface: Surface, where: str) -> Symptom:
 def _banks(study: StudyDirectory) -> list[Diagnosis]:
     """The rules that hold for runs of a study, with cells called by their arm and rate."""
     names = {cell.cell: f"{cell.arm.label} at {cell.lr:.2g}, seed {cell.seed}" for cell in study.plan.cells}
-    on_purpose = {("update-swallowed", cell.cell) for cell in study.plan.cells if cell.arm.variant == NEAREST}
+    usual = {cell.cell for cell in study.plan.cells if cell.arm.variant in USUAL.values()}
     rules = tuple(rule for rule in RULES if rule.name in OF_BANKS)
     found: list[Diagnosis] = []
     for bank in study.plan.banks:
         folder = study.bank_folder(bank.bank)
         if (folder / "spec.toml").is_file():
             diagnosis = diagnose_run(view_of(RunDirectory.open(folder)), rules)
-            symptoms = [s for s in diagnosis.symptoms if (s.rule, s.where) not in on_purpose]
-            named = tuple(replace(s, where=names.get(s.where, s.where)) for s in symptoms)
-            found.append(replace(diagnosis, symptoms=named))
+            symptoms: list[Symptom] = []
+            for symptom in diagnosis.symptoms:
+                cells = symptom.where.split(", ")  # several cells of a bank with one symptom are one line
+                if not (symptom.rule == "update-swallowed" and usual.issuperset(cells)):
+                    where = ", ".join(names.get(cell, cell) for cell in cells)
+                    symptoms.append(replace(symptom, where=where))
+            found.append(replace(diagnosis, symptoms=tuple(symptoms)))
     return found
