@@ -27,7 +27,7 @@ from beside.ours import RANK, RATE, SLOT, bank_on, examples_of, optimizer_of, to
 from beside.trl_sft import train_trl
 from beside.turns import give, in_process_of_its_own, median, need, parse, parser_of, peak_mib, take_turns
 
-SHAPES = {
+SHAPES: dict[str, dict[str, Any]] = {
     "1b": {
         "hidden_size": 2048,
         "intermediate_size": 8192,
@@ -255,7 +255,7 @@ def speed(job: dict[str, Any]) -> float:
     for _ in range(12):
         wait(job["device"])
         started = time.perf_counter()
-        a @ a
+        torch.mm(a, a)
         wait(job["device"])
         seconds.append(time.perf_counter() - started)
     return a.shape[0] ** 3 / median(seconds[2:])

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from functools import cache, wraps
 from importlib.util import find_spec
-from typing import ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -39,7 +39,8 @@ def one_kernel(piece: Callable[P, R]) -> Callable[P, R]:
 
     @cache
     def compiled() -> Callable[P, R]:
-        return cast(Callable[P, R], torch.compile(piece, dynamic=True, recompile_limit=FORMS))
+        make = cast(Any, torch.compile)  # its overloads leave out `recompile_limit`
+        return cast(Callable[P, R], make(piece, dynamic=True, recompile_limit=FORMS))
 
     @wraps(piece)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
