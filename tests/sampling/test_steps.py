@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 import transformers
+from tests.sampling import test_sampler
 from tests.sampling.test_sampler import SLOTS, STOP, WARM, prompts, sampled, tokens_of
-from tests.tiny import bank_on, randomise_b, tiny_llama
 from torch import Tensor
 
 from lowregret.kernels import native
@@ -18,13 +18,7 @@ from lowregret.models.load import prepare_module
 from lowregret.sampling import sampler, steps
 from lowregret.sampling.sampler import Request
 
-
-@pytest.fixture(scope="module")
-def model() -> CausalLM:
-    lm, bank = bank_on(tiny_llama(), SLOTS)
-    for seed, slot in enumerate(SLOTS):
-        randomise_b(bank, slot, scale=0.3, seed=seed)
-    return lm
+model = test_sampler.model  # the same three slots
 
 
 class Recorder:
