@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from lowregret.adapters.inject import linear_kinds, select_sites
 from lowregret.adapters.parameters import ParameterBlock
 from lowregret.errors import SpecError
+from lowregret.kernels import native
+from lowregret.kernels.products import accumulate_into
 from lowregret.specs import FullSpec, Rounding
 
 
@@ -26,15 +28,43 @@ def stochastic_bf16(value: Tensor, generator: torch.Generator) -> Tensor:
     cutting them off rounds away from zero with just that probability. Non-finite values are rounded to nearest.
 
     Args:
-        value: fp32, any shape, contiguous.
-        generator: stream of the random bits, on `value`'s device.
+        value: fp32, any shape.
+        generator: gives the seed of the random bits, one word; on `value`'s device.
     """
-    bits = value.contiguous().view(torch.int32)
-    words = torch.empty(-(-bits.numel() // 4), dtype=torch.int64, device=value.device)
-    words.random_(-(2**63), None, generator=generator)  # all 64 bits: without bounds the highest would be zero
+    value = value.contiguous()
+    seed = torch.empty(1, dtype=torch.int64, device=value.device)
+    seed.random_(-(2**63), None, generator=generator)  # all 64 bits: without bounds the highest would be zero
+    if native.updates(value):
+        return native.stochastic_bf16(value, int(seed))
+    return stochastic_bf16_reference(value, seed)
+
+
+def stochastic_bf16_reference(value: Tensor, seed: Tensor) -> Tensor:
+    """The same bits by torch's operations: element 4 i + j takes the j-th 16 bits of word i of the seed's stream.
+
+    Args:
+        value: fp32, any shape, contiguous.
+        seed: int64, one element, on `value`'s device.
+    """
+    bits = value.view(torch.int32)
+    words = _words(seed, -(-bits.numel() // 4))
     noise = words.view(torch.int16)[: bits.numel()].view(bits.shape).to(torch.int32) & 0xFFFF
     rounded = ((bits + noise) & -65536).view(torch.float32).to(torch.bfloat16)
     return torch.where(torch.isfinite(value), rounded, value.to(torch.bfloat16))
+
+
+def _words(seed: Tensor, number: int) -> Tensor:
+    """The first words of a stream, int64: SplitMix64 (Steele, Lea and Flood, 2014), whose words are independent of each
+    other's making."""
+    z = seed + torch.arange(1, number + 1, device=seed.device) * -0x61C8864680B583EB
+    z = (z ^ _shifted(z, 30)) * -0x40A7B892E31B1A47
+    z = (z ^ _shifted(z, 27)) * -0x6B2FB644ECCEEE15
+    return z ^ _shifted(z, 31)
+
+
+def _shifted(z: Tensor, places: int) -> Tensor:
+    """To the right, filled up with zeros."""
+    return (z >> places) & ((1 << (64 - places)) - 1)
 
 
 def rounded_to_bf16(value: Tensor, rounding: Rounding, generator: torch.Generator) -> Tensor:
@@ -166,7 +196,7 @@ def _into(grad: Tensor) -> Callable[[Tensor], None]:
 
     def accumulate(parameter: Tensor) -> None:
         assert parameter.grad is not None
-        grad.add_(parameter.grad)
+        accumulate_into(grad, parameter.grad)
         parameter.grad = None
 
     return accumulate

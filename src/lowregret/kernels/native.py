@@ -1,5 +1,5 @@
 """The compiled pieces behind Python functions: formats, shapes and strides are checked here, numbers are made in
-`pieces.cpp` and `decoding.cpp`.
+`pieces.cpp`, `decoding.cpp`, `attention.cpp` and `updates.cpp`.
 
 Tensors lie on the CPU and are fp32 or bf16, channels side by side; rows may be further apart than they are wide.
 Suffixes: T rows, D and F channels, H heads, C channels of a head, P loss positions, V vocabulary; B matrices of scores
@@ -9,7 +9,8 @@ with Q queries and L keys each.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from enum import IntFlag
 from functools import cache
 
 import torch
@@ -31,6 +32,8 @@ _ARGUMENTS = {
     "causal_softmax_backward": (_P, _P, _I, _I, _I, _F),
     "pack": (_P, _I, _P, _I, _I),
     "product": (_P, _I, _I, _I, _P, _I, _P, _P, _I, _P, _I, _P),
+    "attention_forward": (_P, _P, _P, _P, _P, _P, _P, _I, _I, _I, _I, _I, _F, _I, _I),
+    "attention_backward": (_P, _P, _P, _P, _P, _P, _P, _P, _P, _P, _P, _I, _I, _I, _I, _I, _F, _I, _I),
     "draw": (_P, _P, _I, _I, _F, _I, _P, _P),
     "attend": (_P, _I, _I, _P, _I, _I, _P, _I, _I, _P, _P, _P, _P, _P, _I, _I, _I, _I, _I, _I, _F, _I),
 }
@@ -187,6 +190,104 @@ def causal_softmax_backward(gradient_BQL: Tensor, probabilities_BQL: Tensor, sca
     function(gradient_BQL.data_ptr(), probabilities_BQL.data_ptr(), *gradient_BQL.shape, scale)
 
 
+ATTENTION_BLOCK = 32
+"""A head's channels have to be a multiple of this."""
+
+
+class Way(IntFlag):
+    """How attention multiplies bf16: with plain loops (for tests), AVX-512's dot products or AMX's tiles."""
+
+    PLAIN = 1
+    DOTS = 2
+    TILES = 4
+
+
+@cache
+def attention_ways() -> Way:
+    """Those that this processor has; none without the compiled pieces."""
+    found = library()
+    if found is None:
+        return Way(0)
+    found.attention_ways.argtypes, found.attention_ways.restype = (), _I
+    return Way(found.attention_ways())
+
+
+def attention_forward(
+    q_HTC: Tensor, k_KTC: Tensor, v_KTC: Tensor, lengths_N: Tensor, *, scale: float, window: int | None, way: Way
+) -> tuple[Tensor, Tensor]:
+    """softmax(q k^T * scale) v within each document, causal; and log(sum(exp(scores))) of each query.
+
+    Args:
+        lengths_N: int64, of documents, at least 1 each, T in all.
+        window: positions that a query sees, its own included; None: all.
+
+    Returns:
+        [H, T, C], laid out token by token; and fp32 [H, T].
+    """
+    num_heads, num_tokens, channels = q_HTC.shape
+    _are_documents(lengths_N, num_tokens)
+    dtype = _same(q_HTC, k_KTC, v_KTC)
+    assert k_KTC.shape == v_KTC.shape == (k_KTC.shape[0], num_tokens, channels)
+    assert channels % ATTENTION_BLOCK == 0
+    assert num_heads % k_KTC.shape[0] == 0
+    out_HTC = _by_token(q_HTC)
+    lse_HT = torch.empty(num_heads, num_tokens, dtype=torch.float32)
+    tensors = (q_HTC, k_KTC, v_KTC, out_HTC)
+    strides = _strides(tensors)
+    _function("attention_forward", dtype)(
+        *(tensor.data_ptr() for tensor in tensors),
+        *(strides.data_ptr(), lse_HT.data_ptr(), lengths_N.data_ptr(), lengths_N.numel()),
+        *(num_heads, k_KTC.shape[0], channels, num_tokens, scale, num_tokens if window is None else window, int(way)),
+    )
+    return out_HTC, lse_HT
+
+
+def attention_backward(
+    do_HTC: Tensor,
+    q_HTC: Tensor,
+    k_KTC: Tensor,
+    v_KTC: Tensor,
+    out_HTC: Tensor,
+    lse_HT: Tensor,
+    lengths_N: Tensor,
+    *,
+    scale: float,
+    window: int | None,
+    way: Way,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v, laid out token by token; arguments and results of `attention_forward`."""
+    num_heads, num_tokens, channels = q_HTC.shape
+    _are_documents(lengths_N, num_tokens)
+    assert do_HTC.shape == out_HTC.shape == q_HTC.shape
+    assert k_KTC.shape == v_KTC.shape == (k_KTC.shape[0], num_tokens, channels)
+    _is_fp32_of(lse_HT, num_heads * num_tokens)
+    gradients = (_by_token(q_HTC), _by_token(k_KTC), _by_token(v_KTC))
+    tensors = (q_HTC, k_KTC, v_KTC, out_HTC, do_HTC, *gradients)
+    strides = _strides(tensors)
+    _function("attention_backward", _same(*tensors))(
+        *(tensor.data_ptr() for tensor in tensors),
+        *(strides.data_ptr(), lse_HT.data_ptr(), lengths_N.data_ptr(), lengths_N.numel()),
+        *(num_heads, k_KTC.shape[0], channels, num_tokens, scale, num_tokens if window is None else window, int(way)),
+    )
+    return gradients
+
+
+def _by_token(like_HTC: Tensor) -> Tensor:
+    """An empty tensor of that shape in which a token's heads lie side by side."""
+    return like_HTC.new_empty(like_HTC.shape[1], like_HTC.shape[0], like_HTC.shape[2]).transpose(0, 1)
+
+
+def _strides(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.tensor([stride for tensor in tensors for stride in tensor.stride()[:2]], dtype=torch.int64)
+
+
+def _are_documents(lengths_N: Tensor, num_tokens: int) -> None:
+    assert lengths_N.dtype == torch.int64
+    assert lengths_N.is_contiguous()
+    assert int(lengths_N.min()) > 0
+    assert int(lengths_N.sum()) == num_tokens
+
+
 @cache
 def _packed_size(outputs: int, depth: int) -> int:
     found = library()
@@ -290,3 +391,78 @@ def draw(logits_RV: Tensor, uniforms_R: Tensor, *, temperature: float) -> tuple[
         *(tokens_R.data_ptr(), logprobs_R.data_ptr()),
     )
     return tokens_R, logprobs_R
+
+
+@cache
+def _of_updates(name: str) -> Callable[..., float]:
+    arguments, result = {
+        "squares_fp32": ((_P, _I), ctypes.c_double),
+        "adamw_fp32": ((_P, _P, _P, _P, _I, *([_F] * 8)), None),
+        "stochastic_bf16": ((_P, _P, _I, ctypes.c_uint64), None),
+        "add_bf16": ((_P, _P, _I), None),
+    }[name]
+    found = library()
+    assert found is not None
+    function = getattr(found, name)
+    function.argtypes, function.restype = arguments, result
+    return function
+
+
+def updates(*tensors: Tensor) -> bool:
+    """Whether the pieces of an update are there and take these: fp32, dense, on the CPU."""
+    return all(t.dtype == torch.float32 and t.is_contiguous() and serves(t) for t in tensors)
+
+
+def squares(x: Tensor) -> float:
+    """Sum of squares of dense fp32 numbers, in fp64."""
+    return _of_updates("squares_fp32")(x.data_ptr(), x.numel())
+
+
+def adamw(
+    value: Tensor,
+    grad: Tensor,
+    first: Tensor,
+    second: Tensor,
+    *,
+    scale: float,
+    decay: float,
+    betas: tuple[float, float],
+    rate: float,
+    correction2: float,
+    eps: float,
+) -> None:
+    """AdamW in place, on dense fp32 tensors of one size.
+
+    Args:
+        scale: factor on the gradient.
+        decay: factor on the value.
+        rate: learning rate over the first moment's correction.
+        correction2: that the root of the second moment is divided by.
+    """
+    for other in (value, grad, first, second):
+        assert other.numel() == value.numel()
+        assert other.dtype == torch.float32
+        assert other.is_contiguous()
+    _of_updates("adamw_fp32")(
+        *(value.data_ptr(), grad.data_ptr(), first.data_ptr(), second.data_ptr(), value.numel()),
+        *(scale, decay, 1 - betas[0], betas[1], 1 - betas[1], rate, correction2, eps),
+    )
+
+
+def stochastic_bf16(value: Tensor, seed: int) -> Tensor:
+    """Dense fp32 to bf16, with random bits of the stream `seed`, modulo 2^64."""
+    assert value.dtype == torch.float32
+    assert value.is_contiguous()
+    out = torch.empty_like(value, dtype=torch.bfloat16)
+    _of_updates("stochastic_bf16")(value.data_ptr(), out.data_ptr(), value.numel(), seed % 2**64)
+    return out
+
+
+def add_bf16(total: Tensor, x: Tensor) -> None:
+    """Add dense bf16 numbers to dense fp32 ones."""
+    assert total.shape == x.shape
+    assert total.dtype == torch.float32
+    assert x.dtype == torch.bfloat16
+    assert total.is_contiguous()
+    assert x.is_contiguous()
+    _of_updates("add_bf16")(total.data_ptr(), x.data_ptr(), x.numel())

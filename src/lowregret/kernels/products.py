@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lowregret.kernels import native
+
 WIDENED_WHOLE = 1 << 20
 """Elements up to which the right operand is widened at once."""
 WIDENED_ELEMENTS = 1 << 19
@@ -47,7 +49,15 @@ def add_product(sum_MN: Float[Tensor, "M N"], a_MK: Float[Tensor, "M K"], b_KN: 
     elif widens(a_MK):
         sum_MN.addmm_(a_MK.float(), b_KN.float())
     else:
-        sum_MN.add_(a_MK @ b_KN)
+        accumulate_into(sum_MN, a_MK @ b_KN)
+
+
+def accumulate_into(total: Tensor, part: Tensor) -> None:
+    """Add a tensor of the same shape to an accumulator; torch adds bf16 to fp32 at a fifth of the speed."""
+    if part.dtype == torch.bfloat16 and part.is_contiguous() and native.updates(total):
+        native.add_bf16(total, part)
+    else:
+        total.add_(part)
 
 
 def accumulate_in_fp32() -> None:

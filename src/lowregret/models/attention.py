@@ -24,7 +24,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lowregret.errors import ModelError
 from lowregret.kernels.products import widens
-from lowregret.models import dense_attention, varlen_attention
+from lowregret.models import dense_attention, tiled_attention, varlen_attention
 
 NAME = "lowregret_packed"
 
@@ -94,6 +94,11 @@ class Packing:
         if device not in self._boundaries:
             self._boundaries[device] = torch.tensor([*self.offsets, sum(self.lengths)], dtype=torch.int32).to(device)
         return self._boundaries[device]
+
+    @cached_property
+    def on_cpu(self) -> Tensor:
+        """The lengths as int64 [N]."""
+        return torch.tensor(self.lengths, dtype=torch.int64)
 
     @cached_property
     def _layouts(self) -> dict[torch.device, Layout]:
@@ -190,9 +195,10 @@ def packed_attention(
     scaling: float,
     window: int | None = None,
 ) -> Float[Tensor, "H T C"]:
-    """The reference by torch's fused kernels: no score matrix is kept.
+    """The reference by fused kernels: no score matrix is kept.
 
-    On a GPU in bf16 that is flash attention over the packed row (`varlen_attention`). Elsewhere documents of about one
+    On a GPU in bf16 that is flash attention over the packed row (`varlen_attention`), on a CPU that multiplies bf16 our
+    own kernel for it (`tiled_attention`). Elsewhere documents of about one
     length go together, filled up to a rounded length (`_rounded`) with their last token: what stands behind a
     document's end is seen by none of its tokens.
     """
@@ -200,6 +206,8 @@ def packed_attention(
     if varlen_attention.serves(q_HTC, v_KTC):
         boundaries = packing.boundaries(q_HTC.device)
         return varlen_attention.varlen_attention(q_HTC, k_KTC, v_KTC, boundaries, max(lengths), scaling, window)
+    if tiled_attention.serves(q_HTC, v_KTC):
+        return tiled_attention.tiled_attention(q_HTC, k_KTC, v_KTC, packing.on_cpu, scaling, window)
     if len(set(lengths)) == 1 and lengths[0] == _rounded(lengths[0]):
         q, k, v = (t.unflatten(1, (len(lengths), -1)).transpose(0, 1) for t in (q_HTC, k_KTC, v_KTC))
         return _fused(q, k, v, scaling, window).transpose(0, 1).flatten(1, 2)

@@ -9,12 +9,14 @@ eps and decay.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lowregret.adapters.parameters import ParameterBlock
+from lowregret.kernels import native
 from lowregret.specs import OptimSpec, ScheduleSpec
 
 CHUNK = 1 << 20
@@ -57,8 +59,7 @@ class AdamW:
         Returns:
             The global gradient norm before clipping. Where it is not finite nothing is changed.
         """
-        norms = [torch.linalg.vector_norm(block.grad, dtype=torch.float64) for block in blocks]
-        norm = math.hypot(*torch.stack(norms).tolist())  # a GPU is waited for once
+        norm = _norm([block.grad for block in blocks])
         if not math.isfinite(norm):
             return norm
         clip = self.spec.clip_norm
@@ -75,6 +76,18 @@ class AdamW:
         beta1, beta2 = spec.betas
         correction1 = 1 - beta1**self.updates
         correction2 = math.sqrt(1 - beta2**self.updates)
+        states = (block.value, block.grad, moments.first, moments.second)
+        if native.updates(*states):
+            native.adamw(
+                *states,
+                scale=scale,
+                decay=1 - lr * decay,
+                betas=spec.betas,
+                rate=lr / correction1,
+                correction2=correction2,
+                eps=eps,
+            )
+            return
         size = CHUNK_CUDA if block.value.device.type == "cuda" else CHUNK
         for start in range(0, block.value.numel(), size):
             part = slice(start, start + size)
@@ -90,6 +103,14 @@ class AdamW:
             if eps == 0.0:
                 scaled.masked_fill_(scaled == 0.0, 1.0)
             value.addcdiv_(first, scaled, value=-lr / correction1)
+
+
+def _norm(grads: Sequence[Tensor]) -> float:
+    """The norm of all of them together, summed in fp64."""
+    if native.updates(*grads):
+        return math.sqrt(math.fsum(native.squares(grad) for grad in grads))
+    norms = [torch.linalg.vector_norm(grad, dtype=torch.float64) for grad in grads]
+    return math.hypot(*torch.stack(norms).tolist())  # a GPU is waited for once
 
 
 def settings(spec: OptimSpec, role: str) -> tuple[float, float, float]:
