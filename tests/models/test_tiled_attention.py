@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lowregret.kernels.native import Way, attention_ways
+from lowregret.kernels.native import Way, ways
 from lowregret.models import tiled_attention
 from lowregret.models.attention import Packing, packed_attention, packed_attention_reference
 from tiny import needs_compiler
@@ -42,7 +42,7 @@ def error(found: Tensor, exact: Tensor) -> float:
 def test_outputs_and_gradients_equal_the_reference(
     lengths: tuple[int, ...], window: int | None, channels: int, way: Way
 ) -> None:
-    if way not in attention_ways():
+    if way not in ways():
         pytest.skip("this processor does not multiply that way")
     *inputs, do = drawn(lengths, channels)
     exact = leaves(inputs, torch.float64)
@@ -61,7 +61,7 @@ def test_outputs_and_gradients_equal_the_reference(
 
 @pytest.mark.parametrize("way", list(Way))
 def test_no_token_sees_a_later_one_or_another_document(way: Way) -> None:
-    if way not in attention_ways():
+    if way not in ways():
         pytest.skip("this processor does not multiply that way")
     lengths = torch.tensor((40, 40))
     q, k, v, _ = drawn((40, 40), 32)

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lowregret.adapters import jagged
+from lowregret.adapters import jagged, thin
 from lowregret.adapters.grouped import (
     Columns,
     accumulate_adapter_gradients,
@@ -141,6 +141,9 @@ class AdaptedLinear(nn.Module):
         elif working.folded is not None and (owners := self._owners(routing, spans)) is not None:
             y_TF, u_TR = jagged.jagged_linear(x_TD, working.folded, owners, self.out_features, room)
             return y_TF, Kept(spans=spans, us=(u_TR,), owners=owners)
+        elif working.folded is not None and self._is_thin(spans):
+            y_TF, u_TR = thin.thin_linear(x_TD, working.folded, spans, columns, self.out_features, room)
+            return y_TF, Kept(spans=spans, us=(u_TR,), thin=True)
         elif working.folded is not None:
             y_TF, us = grouped_linear(x_TD, working.folded, spans, columns, self.out_features, room)
         else:
@@ -161,12 +164,24 @@ class AdaptedLinear(nn.Module):
             dx_TD, du_TR = jagged.jagged_linear_backward(dy_TF, working.folded, kept.owners, self.in_features, room)
             jagged.accumulate_jagged_gradients(x_TD, dy_TF, us[0], du_TR, kept.owners, kept.spans, columns, gradients)
             return dx_TD
+        if working.folded is not None and kept.thin:
+            dx_TD, du_TR = thin.thin_linear_backward(
+                dy_TF, working.folded, kept.spans, columns, self.in_features, room
+            )
+            thin.accumulate_thin_gradients(x_TD, dy_TF, us[0], du_TR, kept.spans, columns, gradients)
+            return dx_TD
         if working.folded is not None:
             dx_TD, dus = grouped_linear_backward(dy_TF, working.folded, kept.spans, columns, self.in_features, room)
         else:
             dx_TD, dus = separate_linear_backward(dy_TF, self.weight, working.down, working.up, kept.spans, columns)
         accumulate_adapter_gradients(x_TD, dy_TF, us, dus, kept.spans, columns, gradients)
         return dx_TD
+
+    def _is_thin(self, spans: tuple[Span, ...]) -> bool:
+        """Whether the products of all slots at once are the faster way here."""
+        folded = self.working.folded
+        assert folded is not None
+        return thin.serves(folded, self.columns, self.in_features, self.out_features) and thin.pays(spans, self.columns)
 
     def _owners(self, routing: Routing, spans: tuple[Span, ...]) -> jagged.Owners | None:
         """Who owns which columns, where all slots go at once; None where each goes by itself."""
@@ -195,9 +210,12 @@ class Kept:
 
     spans: tuple[Span, ...]
     us: tuple[Tensor, ...]
-    """u = x A^T of each span; of each run of spans where they are stacked; of all rows where they are jagged."""
+    """u = x A^T of each span; of each run of spans where they are stacked; of all rows where they are jagged or
+    thin."""
     owners: jagged.Owners | None = None
     """Where they are jagged."""
+    thin: bool = False
+    """Whether it was made by `thin`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +239,7 @@ class _AdaptedLinearFunction(torch.autograd.Function):
     def forward(ctx: Any, x_TD: Tensor, layer: AdaptedLinear) -> Tensor:
         y_TF, kept = layer.apply_to(x_TD)
         ctx.save_for_backward(x_TD, *kept.us)
-        ctx.layer, ctx.spans, ctx.owners = layer, kept.spans, kept.owners
+        ctx.layer, ctx.kept = layer, replace(kept, us=())
         return y_TF
 
     @staticmethod
@@ -229,4 +247,4 @@ class _AdaptedLinearFunction(torch.autograd.Function):
         (dy_TF,) = grad_outputs
         x_TD, *us = ctx.saved_tensors
         layer: AdaptedLinear = ctx.layer
-        return layer.pull_back(x_TD, dy_TF, Kept(spans=ctx.spans, us=tuple(us), owners=ctx.owners)), None
+        return layer.pull_back(x_TD, dy_TF, replace(ctx.kept, us=tuple(us))), None

@@ -25,9 +25,9 @@ import torch
 from lowregret.folders import cache_folder
 
 SOURCES = tuple(
-    Path(__file__).with_name(name) for name in ("pieces.cpp", "decoding.cpp", "attention.cpp", "updates.cpp")
+    Path(__file__).with_name(name) for name in ("pieces.cpp", "decoding.cpp", "attention.cpp", "thin.cpp", "updates.cpp")
 )
-HEADERS = (Path(__file__).with_name("formats.h"),)
+HEADERS = tuple(Path(__file__).with_name(name) for name in ("formats.h", "blocks.h"))
 # Reductions are vectorised where the source says so (omp simd). -ffast-math would drop NaNs.
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-shared", "-fPIC")
 if platform.machine() == "x86_64":

@@ -10,18 +10,22 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
-#include "formats.h"
+#include "blocks.h"
+
+extern "C" int64_t ways();
 
 namespace {
 
 #ifdef __AVX512F__
-constexpr int LANES = 16, BLOCK = 8;  // a block of rows times two vectors of sums, and two of weights, fit 32 registers
+constexpr int LANES = 16, FEW = 8;  // a block of rows times two vectors of sums, and two of weights, fit 32 registers
 #else
-constexpr int LANES = 8, BLOCK = 4;  // 16 registers
+constexpr int LANES = 8, FEW = 4;  // 16 registers
 #endif
 constexpr int PANEL = 2 * LANES;
+constexpr int64_t MANY = 9;       // rows from which a panel of bf16 is multiplied by tiles
 constexpr int64_t AHEAD = 12288;  // bytes of weights that are asked for ahead of their use: memory is far away
 
 typedef float lanes __attribute__((vector_size(LANES * 4)));
@@ -152,6 +156,50 @@ void adapter_parts(const float *x, int64_t depth, const Rows *blocks, int64_t nu
     }
 }
 
+#ifdef HAS_TILES
+// 32 rows of x (the second 16 only where there are that many) times a panel, to `out` [32, PANEL]. Of a panel's pairs of
+// input channels 16 are a right operand as AMX takes it, its rows 128 bytes apart.
+inline void tiles_product(const bf16 *x, int64_t depth, bool lower, const bf16 *panel, float *out) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int64_t d = 0; d < depth; d += 32) {
+        const bf16 *weights = panel + d * PANEL;
+        for (int64_t line = 0; line < 32 * PANEL * 2; line += 64)
+            __builtin_prefetch(reinterpret_cast<const char *>(weights) + AHEAD + line, 0, 2);
+        _tile_loadd(6, weights, 4 * PANEL);
+        _tile_loadd(7, weights + PANEL, 4 * PANEL);
+        _tile_loadd(4, x + d, depth * 2);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        if (lower) {
+            _tile_loadd(5, x + 16 * depth + d, depth * 2);
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
+        }
+    }
+    _tile_stored(0, out, PANEL * 4);
+    _tile_stored(1, out + LANES, PANEL * 4);
+    if (lower) {
+        _tile_stored(2, out + 16 * PANEL, PANEL * 4);
+        _tile_stored(3, out + 16 * PANEL + LANES, PANEL * 4);
+    }
+}
+#endif
+
+// Whether so many rows go by tiles; the system is asked for them once.
+template <typename T>
+bool by_tiles(int64_t rows, int64_t depth) {
+#ifdef HAS_TILES
+    static const bool has = (ways() & 4) != 0;
+    return has && std::is_same<T, bf16>::value && rows >= MANY && depth % 32 == 0;
+#else
+    (void)rows, (void)depth;
+    return false;
+#endif
+}
+
 // y = x W^T + s (x A^T) B^T + bias, summed in fp32 and rounded once before the bias and once behind it.
 template <typename T>
 void product(const T *x, int64_t x_stride, int64_t rows, int64_t depth, const T *packed, int64_t outputs, const T *bias,
@@ -171,21 +219,59 @@ void product(const T *x, int64_t x_stride, int64_t rows, int64_t depth, const T 
         adapter_parts(in, depth, blocks, num_blocks, adapters, outputs, part.data(), panels * PANEL);
         parts = part.data();
     }
+    // A row of sums in fp32, the adapter's part added, rounded once.
+    auto finish = [&](int64_t row, int64_t first, int64_t own, const float *sums) {
+        T *to = y + row * y_stride + first;
+        for (int64_t f = 0; f < own; f++) store(to + f, sums[f]);
+        if (bias)
+            for (int64_t f = 0; f < own; f++) store(to + f, load(to[f]) + load(bias[first + f]));
+    };
+#ifdef HAS_TILES
+    if constexpr (std::is_same<T, bf16>::value) {
+        if (by_tiles<T>(rows, depth)) {
+            int64_t groups = (rows + 31) / 32;
+            thread_local std::vector<bf16> dense;
+            dense.assign(groups * 32 * depth, bf16{0});
+            for (int64_t row = 0; row < rows; row++)
+                std::memcpy(dense.data() + row * depth, x + row * x_stride, depth * sizeof(bf16));
+            const bf16 *filled_rows = dense.data();
+#pragma omp parallel
+            {
+                alignas(64) float sums[32 * PANEL];
+                Tiles::begin();
+#pragma omp for schedule(static)
+                for (int64_t panel = 0; panel < panels; panel++) {
+                    int64_t first = panel * PANEL, own = std::min<int64_t>(PANEL, outputs - first);
+                    for (int64_t start = 0; start < rows; start += 32) {
+                        int64_t count = std::min<int64_t>(32, rows - start);
+                        tiles_product(filled_rows + start * depth, depth, count > 16, packed + panel * depth * PANEL, sums);
+                        for (int64_t row = 0; row < count; row++) {
+                            float *sum = sums + row * PANEL;
+                            if (parts) {
+                                const float *part = parts + (start + row) * panels * PANEL + first;
+#pragma omp simd
+                                for (int64_t f = 0; f < PANEL; f++) sum[f] += part[f];
+                            }
+                            finish(start + row, first, own, sum);
+                        }
+                    }
+                }
+                Tiles::end();
+            }
+            return;
+        }
+    }
+#endif
 #pragma omp parallel for schedule(static)
     for (int64_t panel = 0; panel < panels; panel++) {
         const T *weights = packed + panel * padded * PANEL;
         int64_t first = panel * PANEL, own = std::min<int64_t>(PANEL, outputs - first);
-        float sums[BLOCK * PANEL];
-        for (int64_t start = 0; start < rows; start += BLOCK) {
-            int count = int(std::min<int64_t>(BLOCK, rows - start));
-            some_rows<BLOCK>(count, in + start * padded, padded, weights,
+        float sums[FEW * PANEL];
+        for (int64_t start = 0; start < rows; start += FEW) {
+            int count = int(std::min<int64_t>(FEW, rows - start));
+            some_rows<FEW>(count, in + start * padded, padded, weights,
                              parts ? parts + start * panels * PANEL + first : nullptr, panels * PANEL, sums);
-            for (int row = 0; row < count; row++) {
-                T *to = y + (start + row) * y_stride + first;
-                for (int64_t f = 0; f < own; f++) store(to + f, sums[row * PANEL + f]);
-                if (bias)
-                    for (int64_t f = 0; f < own; f++) store(to + f, load(to[f]) + load(bias[first + f]));
-            }
+            for (int row = 0; row < count; row++) finish(start + row, first, own, sums + row * PANEL);
         }
     }
 }

@@ -1,5 +1,5 @@
 """The compiled pieces behind Python functions: formats, shapes and strides are checked here, numbers are made in
-`pieces.cpp`, `decoding.cpp`, `attention.cpp` and `updates.cpp`.
+the C++ files beside it.
 
 Tensors lie on the CPU and are fp32 or bf16, channels side by side; rows may be further apart than they are wide.
 Suffixes: T rows, D and F channels, H heads, C channels of a head, P loss positions, V vocabulary; B matrices of scores
@@ -34,6 +34,8 @@ _ARGUMENTS = {
     "product": (_P, _I, _I, _I, _P, _I, _P, _P, _I, _P, _I, _P),
     "attention_forward": (_P, _P, _P, _P, _P, _P, _P, _I, _I, _I, _I, _I, _F, _I, _I),
     "attention_backward": (_P, _P, _P, _P, _P, _P, _P, _P, _P, _P, _P, _I, _I, _I, _I, _I, _F, _I, _I),
+    "thin_in": (_P, _I, _I, _I, _P, _I, _I, _P, _I, _P, _I, _I, _I),
+    "thin_out": (_P, _I, _P, _I, _I, _P, _P, _I, _I, _I),
     "draw": (_P, _P, _I, _I, _F, _I, _P, _P),
     "attend": (_P, _I, _I, _P, _I, _I, _P, _I, _I, _P, _P, _P, _P, _P, _I, _I, _I, _I, _I, _I, _F, _I),
 }
@@ -190,12 +192,12 @@ def causal_softmax_backward(gradient_BQL: Tensor, probabilities_BQL: Tensor, sca
     function(gradient_BQL.data_ptr(), probabilities_BQL.data_ptr(), *gradient_BQL.shape, scale)
 
 
-ATTENTION_BLOCK = 32
-"""A head's channels have to be a multiple of this."""
+BLOCK = 32
+"""Channels of products of bf16 blocks have to be a multiple of this."""
 
 
 class Way(IntFlag):
-    """How attention multiplies bf16: with plain loops (for tests), AVX-512's dot products or AMX's tiles."""
+    """How blocks of bf16 are multiplied: with plain loops (for tests), AVX-512's dot products or AMX's tiles."""
 
     PLAIN = 1
     DOTS = 2
@@ -203,13 +205,18 @@ class Way(IntFlag):
 
 
 @cache
-def attention_ways() -> Way:
+def ways() -> Way:
     """Those that this processor has; none without the compiled pieces."""
     found = library()
     if found is None:
         return Way(0)
-    found.attention_ways.argtypes, found.attention_ways.restype = (), _I
-    return Way(found.attention_ways())
+    found.ways.argtypes, found.ways.restype = (), _I
+    return Way(found.ways())
+
+
+def best_way() -> Way | None:
+    """The fastest that this processor has; None if that is plain loops."""
+    return next((way for way in (Way.TILES, Way.DOTS) if way in ways()), None)
 
 
 def attention_forward(
@@ -228,7 +235,7 @@ def attention_forward(
     _are_documents(lengths_N, num_tokens)
     dtype = _same(q_HTC, k_KTC, v_KTC)
     assert k_KTC.shape == v_KTC.shape == (k_KTC.shape[0], num_tokens, channels)
-    assert channels % ATTENTION_BLOCK == 0
+    assert channels % BLOCK == 0
     assert num_heads % k_KTC.shape[0] == 0
     out_HTC = _by_token(q_HTC)
     lse_HT = torch.empty(num_heads, num_tokens, dtype=torch.float32)
@@ -286,6 +293,57 @@ def _are_documents(lengths_N: Tensor, num_tokens: int) -> None:
     assert lengths_N.is_contiguous()
     assert int(lengths_N.min()) > 0
     assert int(lengths_N.sum()) == num_tokens
+
+
+def thin_in(
+    x_TD: Tensor, spans: Tensor, u_TR: Tensor, tail_TW: Tensor, *, by_rows: bool, way: Way, keeps_alive: Tensor
+) -> None:
+    """Write x A^T of each slot's rows to `u_TR`, zero behind its rank, and to its columns of `tail_TW`, zero elsewhere.
+
+    Args:
+        spans: int64 [spans, 6], which cover all rows: start, stop, address of A, elements between its rows, rank (0: no
+            adapter) and first column among those of all slots.
+        by_rows: A is [rank, D]; else it is given transposed.
+        keeps_alive: what the addresses are of.
+    """
+    num_rows, depth = x_TD.shape
+    _are_spans(spans)
+    assert keeps_alive.dtype == x_TD.dtype
+    assert depth % BLOCK == 0
+    assert u_TR.is_contiguous()
+    assert u_TR.shape[0] == tail_TW.shape[0] == num_rows
+    assert int(spans[-1, 1]) == num_rows
+    assert int(spans[:, 4].max()) <= u_TR.shape[1]
+    assert int((spans[:, 4] + spans[:, 5]).max()) <= tail_TW.shape[1]
+    _function("thin_in", _same(x_TD, u_TR, tail_TW))(
+        *(x_TD.data_ptr(), x_TD.stride(0), num_rows, depth, spans.data_ptr(), spans.shape[0], int(by_rows)),
+        *(u_TR.data_ptr(), u_TR.stride(0), tail_TW.data_ptr(), tail_TW.stride(0), tail_TW.shape[1], int(way)),
+    )
+
+
+def thin_out(u_TR: Tensor, x_TD: Tensor, spans: Tensor, scales: Tensor, *, turned: bool, way: Way) -> None:
+    """Add scale u^T x of each slot's rows to its fp32 gradient, [rank, D], or [D, rank] where `turned`.
+
+    Args:
+        spans: as in `thin_in`; addresses are those of the gradients, which whoever made the table keeps alive.
+        scales: fp32, one a span.
+    """
+    depth = x_TD.shape[1]
+    _are_spans(spans)
+    _is_fp32_of(scales, spans.shape[0])
+    assert depth % BLOCK == 0
+    assert u_TR.shape[0] == x_TD.shape[0] == int(spans[-1, 1])
+    assert int(spans[:, 4].max()) <= u_TR.shape[1]
+    _function("thin_out", _same(u_TR, x_TD))(
+        *(u_TR.data_ptr(), u_TR.stride(0), x_TD.data_ptr(), x_TD.stride(0), depth, spans.data_ptr()),
+        *(scales.data_ptr(), spans.shape[0], int(turned), int(way)),
+    )
+
+
+def _are_spans(spans: Tensor) -> None:
+    assert spans.dtype == torch.int64
+    assert spans.is_contiguous()
+    assert spans.shape[1] == 6
 
 
 @cache

@@ -74,7 +74,8 @@ extern "C" void stochastic_bf16(const float *value, uint16_t *out, int64_t numbe
         uint64_t drawn[PIECE / 4];
 #pragma omp simd
         for (int64_t place = from; place < stop; place++) drawn[place - from] = word(seed, uint64_t(place));
-        const uint16_t *noise = reinterpret_cast<const uint16_t *>(drawn);
+        uint16_t noise[PIECE];
+        std::memcpy(noise, drawn, (stop - from) * sizeof(uint64_t));
         int64_t first = from * 4, last = std::min(number, stop * 4);
 #pragma omp simd
         for (int64_t i = first; i < last; i++) {

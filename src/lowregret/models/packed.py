@@ -26,7 +26,8 @@ Site = nn.Linear | AdaptedLinear
 MOST_ROWS = 256
 """Rows up to which a packed matrix is used."""
 MOST_ROWS_BF16 = 32
-"""The same in bf16 where the processor multiplies it: there more rows are faster in its own products."""
+"""The same in bf16 where the processor multiplies it and the packed product does not use its tiles: there more rows are
+faster in its own products."""
 BLOCK_ROWS = 2
 """Rows of a slot that one thread takes at a time."""
 
@@ -60,7 +61,7 @@ class PackedSites:
     def product(self, site: Site, x_TD: Float[Tensor, "T D"]) -> Float[Tensor, "T F"] | None:
         """The output with bias; None where there are too many rows, or the site is none of these."""
         packed = self._sites.get(site)
-        slow = x_TD.dtype == torch.bfloat16 and not widens(x_TD)
+        slow = x_TD.dtype == torch.bfloat16 and not widens(x_TD) and native.best_way() != native.Way.TILES
         if packed is None or x_TD.shape[0] > (MOST_ROWS_BF16 if slow else MOST_ROWS):
             return None
         if self._cell is not None:

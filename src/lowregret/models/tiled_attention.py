@@ -15,7 +15,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from lowregret.kernels import native
-from lowregret.kernels.native import ATTENTION_BLOCK, Way, attention_ways
+from lowregret.kernels.native import BLOCK, Way, best_way
 
 
 def serves(q_HTC: Tensor, v_KTC: Tensor) -> bool:
@@ -23,12 +23,7 @@ def serves(q_HTC: Tensor, v_KTC: Tensor) -> bool:
     if q_HTC.dtype != torch.bfloat16 or not native.serves(q_HTC) or best_way() is None:
         return False
     channels = q_HTC.shape[-1]
-    return channels == v_KTC.shape[-1] and channels % ATTENTION_BLOCK == 0
-
-
-def best_way() -> Way | None:
-    """The fastest that this processor has; None if that is plain loops."""
-    return next((way for way in (Way.TILES, Way.DOTS) if way in attention_ways()), None)
+    return channels == v_KTC.shape[-1] and channels % BLOCK == 0
 
 
 def tiled_attention(
