@@ -31,7 +31,8 @@ def close(found: Tensor, expected: Tensor) -> None:
 @pytest.mark.parametrize("dtype", FORMATS)
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize(
-    ("rows", "depth", "outputs"), [(1, 8, 32), (7, 33, 50), (8, 576, 192), (19, 65, 31), (3, 1, 1)]
+    ("rows", "depth", "outputs"),
+    [(1, 8, 32), (7, 33, 50), (8, 576, 192), (19, 65, 31), (3, 1, 1), (16, 64, 70), (70, 96, 32)],
 )
 def test_a_product_of_few_rows(rows: int, depth: int, outputs: int, biased: bool, dtype: torch.dtype) -> None:
     weight = random(outputs, depth + 3, seed=0, dtype=dtype)[:, :depth]  # rows of W lie apart, as in a folded matrix

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from unittest.mock import patch
 
 import pytest
@@ -16,6 +17,7 @@ from lowregret.kernels import native, products
 from lowregret.models import packed
 from lowregret.models.causal_lm import CausalLM
 from lowregret.models.kv_cache import DecodingStep, KVCache
+from lowregret.models.native_step import NativeStep
 from lowregret.models.packed import PackedSites
 from lowregret.specs import AdapterSpec
 
@@ -52,11 +54,37 @@ def model_of(family: str, dtype: torch.dtype, *, unembed: bool = False) -> Causa
 def test_the_logits_of_a_step_are_those_of_the_model(family: str, dtype: torch.dtype, processor: None) -> None:
     lm = model_of(family, dtype, unembed=family == "llama")
     expected = logits_of(lm, KVCache(rows=8, length=32))
-    with patch.object(native, "product", wraps=native.product) as product, lm.decoding():
+    with (
+        patch.object(native, "product", wraps=native.product) as product,
+        patch.object(NativeStep, "hidden", lambda *_: None),
+        lm.decoding(),
+    ):
         found = logits_of(lm, KVCache(rows=8, length=32))
     assert product.call_count == 2 * 7 + 1  # every matrix of two layers, and the unembedding
     error_R = (found.float() - expected.float()).norm(dim=1) / expected.float().norm(dim=1)
     assert float(error_R.max()) < (0.03 if dtype == torch.bfloat16 else 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", CONFIGS)
+def test_a_step_in_one_call_is_the_step_layer_by_layer(family: str, dtype: torch.dtype) -> None:
+    """Three tokens a row, so that the last ones attend to what the step itself wrote to the cache."""
+    lm, num = model_of(family, dtype), ROWS.num_rows
+    caches = [KVCache(rows=num, length=32) for _ in range(2)]
+    layers = lm._fast._layers if lm._fast is not None else []  # pyright: ignore[reportPrivateUsage]
+    in_one = bool(layers) and all(layer.is_plain for layer in layers)
+    with lm.decoding(), torch.no_grad(), lm.routed(ROWS):
+        for held in range(3):
+            order = [(row + held) % num for row in range(num)]  # cache rows are not those of the batch
+            found = []
+            for cache in caches:
+                step = DecodingStep.of(cache, rows=order, held=[held] * num, device=torch.device("cpu"))
+                layered = patch.object(NativeStep, "hidden", lambda *_: None) if cache is caches[1] else nullcontext()
+                with patch.object(native, "step", wraps=native.step) as called, layered:
+                    found.append(lm.hidden_of(torch.arange(1, num + 1), step.positions, step))
+                assert called.call_count == (1 if cache is caches[0] and in_one else 0)
+            torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+    assert family != "llama" or in_one
 
 
 def test_a_slot_acts_in_full_in_bf16(processor: None) -> None:

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowregret.adapters import jagged
+from lowregret.adapters import jagged, thin
 from lowregret.adapters.grouped import (
     Columns,
     accumulate_adapter_gradients,
@@ -103,6 +103,7 @@ def as_on_a_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(jagged, "_has_kernel", lambda device: request.param)
     monkeypatch.setattr(jagged, "accumulate_jagged_gradients", lambda *given: used.append(1) or product(*given))
     monkeypatch.setattr(AdaptedLinear, "stacks_wide", False)
+    monkeypatch.setattr(thin, "serves", lambda *_: False)
     return used
 
 

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "adapters": "kernels",
     "models": "kernels adapters",
     "sampling": "kernels data rewards objectives adapters models",
-    "training": "planner store data objectives adapters models sampling",
+    "training": "planner store kernels data objectives adapters models sampling",
     "export": "store data adapters models training",
     "studies": "planner store",
     "report": "store studies",

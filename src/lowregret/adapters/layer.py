@@ -141,7 +141,7 @@ class AdaptedLinear(nn.Module):
         elif working.folded is not None and (owners := self._owners(routing, spans)) is not None:
             y_TF, u_TR = jagged.jagged_linear(x_TD, working.folded, owners, self.out_features, room)
             return y_TF, Kept(spans=spans, us=(u_TR,), owners=owners)
-        elif working.folded is not None and self._is_thin(spans):
+        elif working.folded is not None and self._is_thin:
             y_TF, u_TR = thin.thin_linear(x_TD, working.folded, spans, columns, self.out_features, room)
             return y_TF, Kept(spans=spans, us=(u_TR,), thin=True)
         elif working.folded is not None:
@@ -165,9 +165,7 @@ class AdaptedLinear(nn.Module):
             jagged.accumulate_jagged_gradients(x_TD, dy_TF, us[0], du_TR, kept.owners, kept.spans, columns, gradients)
             return dx_TD
         if working.folded is not None and kept.thin:
-            dx_TD, du_TR = thin.thin_linear_backward(
-                dy_TF, working.folded, kept.spans, columns, self.in_features, room
-            )
+            dx_TD, du_TR = thin.thin_linear_backward(dy_TF, working.folded, kept.spans, columns, self.in_features, room)
             thin.accumulate_thin_gradients(x_TD, dy_TF, us[0], du_TR, kept.spans, columns, gradients)
             return dx_TD
         if working.folded is not None:
@@ -177,11 +175,10 @@ class AdaptedLinear(nn.Module):
         accumulate_adapter_gradients(x_TD, dy_TF, us, dus, kept.spans, columns, gradients)
         return dx_TD
 
-    def _is_thin(self, spans: tuple[Span, ...]) -> bool:
-        """Whether the products of all slots at once are the faster way here."""
+    @property
+    def _is_thin(self) -> bool:
         folded = self.working.folded
-        assert folded is not None
-        return thin.serves(folded, self.columns, self.in_features, self.out_features) and thin.pays(spans, self.columns)
+        return folded is not None and thin.serves(folded, self.columns, self.in_features, self.out_features)
 
     def _owners(self, routing: Routing, spans: tuple[Span, ...]) -> jagged.Owners | None:
         """Who owns which columns, where all slots go at once; None where each goes by itself."""

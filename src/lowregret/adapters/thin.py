@@ -29,11 +29,6 @@ def serves(folded: Tensor, columns: Mapping[str, Columns], d_in: int, d_out: int
     return faithful and d_in % native.BLOCK == 0 and d_out % native.BLOCK == 0
 
 
-def pays(spans: tuple[Span, ...], columns: Mapping[str, Columns]) -> bool:
-    """Whether several slots have rows and columns here; for one the library's products are as fast (`docs/log.md`)."""
-    return sum(span.slot is not None and span.slot in columns for span in spans) > 1
-
-
 def thin_linear(
     x_TD: Float[Tensor, "T D"],
     folded: Float[Tensor, "FW DW"],
@@ -59,7 +54,7 @@ def thin_linear_backward(
     d_in: int,
     room: Float[Tensor, "T FX"] | None = None,
 ) -> tuple[Float[Tensor, "T D"], Float[Tensor, "T R"]]:
-    """`grouped.grouped_linear_backward`: dx, and du = dy s B in each row's first columns, zero behind its slot's rank."""
+    """`grouped.grouped_linear_backward`: dx, and du = dy s B in each row's first columns, zero behind its rank."""
     d_out = dy_TF.shape[1]
     dyu = roomy(dy_TF, folded.shape[0], room)
     du_TR = dy_TF.new_empty(dy_TF.shape[0], _widest(columns))
@@ -82,7 +77,7 @@ def accumulate_thin_gradients(
     of_a = _table(spans, columns, {slot: grad_a for slot, (grad_a, _) in present.items()})
     native.thin_out(du_TR, x_TD, of_a, torch.ones(len(spans)), turned=False, way=_way())
     of_b = _table(spans, columns, {slot: grad_b for slot, (_, grad_b) in present.items()})
-    scales = [columns[span.slot].scaling if span.slot in columns else 1.0 for span in spans]
+    scales = [columns[s.slot].scaling if s.slot is not None and s.slot in columns else 1.0 for s in spans]
     native.thin_out(u_TR, dy_TF, of_b, torch.tensor(scales, dtype=torch.float32), turned=True, way=_way())
 
 

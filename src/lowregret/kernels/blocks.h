@@ -37,7 +37,7 @@ struct Plain {
     static void begin() {}
     static void end() {}
     static void block(float *c, int64_t c_row, bool add, const bf16 *a, int64_t a_row, const bf16 *b, int64_t b_columns,
-                      int64_t steps) {
+                      int64_t steps, bool = true, bool = true) {
         for (int64_t row = 0; row < BLOCK; row++) {
             for (int64_t column = 0; column < BLOCK; column++) {
                 const bf16 *tile = b + column / COLUMNS * b_columns + column % COLUMNS * 2;
@@ -55,7 +55,7 @@ struct Dots {
     static void begin() {}
     static void end() {}
     static void block(float *c, int64_t c_row, bool add, const bf16 *a, int64_t a_row, const bf16 *b, int64_t b_columns,
-                      int64_t steps) {
+                      int64_t steps, bool = true, bool = true) {
         for (int64_t top = 0; top < BLOCK; top += 8) {
             __m512 sums[8][2];
             for (int64_t row = 0; row < 8; row++)
@@ -93,34 +93,38 @@ struct Tiles {
         _tile_loadconfig(&config);
     }
     static void end() { _tile_release(); }
+    // What is not asked for of the lower 16 rows and of the right 16 columns is left out.
     static void block(float *c, int64_t c_row, bool add, const bf16 *a, int64_t a_row, const bf16 *b, int64_t b_columns,
-                      int64_t steps) {
+                      int64_t steps, bool lower = true, bool right = true) {
         float *below = c + COLUMNS * c_row;
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
         if (add) {
             _tile_loadd(0, c, c_row * 4);
-            _tile_loadd(1, c + COLUMNS, c_row * 4);
-            _tile_loadd(2, below, c_row * 4);
-            _tile_loadd(3, below + COLUMNS, c_row * 4);
-        } else {
-            _tile_zero(0);
-            _tile_zero(1);
-            _tile_zero(2);
-            _tile_zero(3);
+            if (right) _tile_loadd(1, c + COLUMNS, c_row * 4);
+            if (lower) _tile_loadd(2, below, c_row * 4);
+            if (lower && right) _tile_loadd(3, below + COLUMNS, c_row * 4);
         }
         for (int64_t step = 0; step < steps; step++) {
             _tile_loadd(4, a + step * BLOCK, a_row * 2);
             _tile_loadd(6, b + step * TILE, 64);
-            _tile_loadd(7, b + step * TILE + b_columns, 64);
-            _tile_loadd(5, a + COLUMNS * a_row + step * BLOCK, a_row * 2);
             _tile_dpbf16ps(0, 4, 6);
-            _tile_dpbf16ps(1, 4, 7);
-            _tile_dpbf16ps(2, 5, 6);
-            _tile_dpbf16ps(3, 5, 7);
+            if (right) {
+                _tile_loadd(7, b + step * TILE + b_columns, 64);
+                _tile_dpbf16ps(1, 4, 7);
+            }
+            if (lower) {
+                _tile_loadd(5, a + COLUMNS * a_row + step * BLOCK, a_row * 2);
+                _tile_dpbf16ps(2, 5, 6);
+                if (right) _tile_dpbf16ps(3, 5, 7);
+            }
         }
         _tile_stored(0, c, c_row * 4);
-        _tile_stored(1, c + COLUMNS, c_row * 4);
-        _tile_stored(2, below, c_row * 4);
-        _tile_stored(3, below + COLUMNS, c_row * 4);
+        if (right) _tile_stored(1, c + COLUMNS, c_row * 4);
+        if (lower) _tile_stored(2, below, c_row * 4);
+        if (lower && right) _tile_stored(3, below + COLUMNS, c_row * 4);
     }
 };
 #endif

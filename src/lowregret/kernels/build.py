@@ -24,10 +24,9 @@ import torch
 
 from lowregret.folders import cache_folder
 
-SOURCES = tuple(
-    Path(__file__).with_name(name) for name in ("pieces.cpp", "decoding.cpp", "attention.cpp", "thin.cpp", "updates.cpp")
-)
-HEADERS = tuple(Path(__file__).with_name(name) for name in ("formats.h", "blocks.h"))
+_NAMES = ("pieces", "decoding", "attention", "thin", "updates")
+SOURCES = tuple(Path(__file__).with_name(f"{name}.cpp") for name in _NAMES)
+HEADERS = tuple(Path(__file__).with_name(name) for name in ("formats.h", "blocks.h", "rows.h"))
 # Reductions are vectorised where the source says so (omp simd). -ffast-math would drop NaNs.
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-std=c++17", "-shared", "-fPIC")
 if platform.machine() == "x86_64":

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "blocks.h"
+#include "rows.h"
 
 extern "C" int64_t ways();
 
@@ -134,25 +135,62 @@ struct Rows {
     int64_t start, stop, slot;
 };
 
-// part [rows, outputs] = s (x A^T) B^T of each row's own adapter, zero for rows without one.
+// part [ROWS, outputs] = s (x A^T) B^T, whose matrices are read once for all of these rows.
+template <int ROWS>
+void adapter_part(const float *x, int64_t x_row, int64_t depth, const Adapter &own, int64_t outputs, float *part,
+                  int64_t part_row) {
+    thread_local std::vector<float> inner;
+    inner.resize(own.rank * ROWS);
+    for (int64_t r = 0; r < own.rank; r++) {
+        const float *a = own.down + r * depth;
+        lanes sum[ROWS] = {};
+        int64_t d = 0;
+        for (; d + LANES <= depth; d += LANES)
+            for (int row = 0; row < ROWS; row++) sum[row] += read<lanes>(x + row * x_row + d) * read<lanes>(a + d);
+        for (int row = 0; row < ROWS; row++) {
+            float u = 0.0f;
+            for (int lane = 0; lane < LANES; lane++) u += sum[row][lane];
+            for (int64_t rest = d; rest < depth; rest++) u += x[row * x_row + rest] * a[rest];
+            inner[r * ROWS + row] = u;
+        }
+    }
+    int64_t f = 0;
+    for (; f + PANEL <= outputs; f += PANEL) {
+        lanes sum[ROWS][2] = {};
+        for (int64_t r = 0; r < own.rank; r++) {
+            const float *b = own.up + r * outputs + f;
+            lanes first = read<lanes>(b), second = read<lanes>(b + LANES);
+            for (int row = 0; row < ROWS; row++) {
+                sum[row][0] += inner[r * ROWS + row] * first;
+                sum[row][1] += inner[r * ROWS + row] * second;
+            }
+        }
+        for (int row = 0; row < ROWS; row++)
+            for (int half = 0; half < 2; half++) write(part + row * part_row + f + half * LANES, sum[row][half]);
+    }
+    for (int row = 0; row < ROWS; row++) {
+        float *y = part + row * part_row;
+        for (int64_t rest = f; rest < part_row; rest++) y[rest] = 0.0f;
+        for (int64_t r = 0; r < own.rank; r++)
+            for (int64_t rest = f; rest < outputs; rest++) y[rest] += inner[r * ROWS + row] * own.up[r * outputs + rest];
+    }
+}
+
+// Of each row's own adapter, zero for rows without one.
 void adapter_parts(const float *x, int64_t depth, const Rows *blocks, int64_t num_blocks, const Adapter *adapters,
-                   int64_t outputs, float *part, int64_t part_stride) {
+                   int64_t outputs, float *part, int64_t part_row) {
+    int64_t x_row = even(depth);
 #pragma omp parallel for schedule(dynamic)
     for (int64_t index = 0; index < num_blocks; index++) {
         const Rows &block = blocks[index];
         const Adapter none = {nullptr, nullptr, 0}, &own = block.slot < 0 ? none : adapters[block.slot];
-        for (int64_t row = block.start; row < block.stop; row++) {
-            float *y = part + row * part_stride;
-            std::memset(y, 0, part_stride * sizeof(float));
-            for (int64_t r = 0; r < own.rank; r++) {
-                const float *a = own.down + r * depth, *b = own.up + r * outputs, *in = x + row * even(depth);
-                float u = 0.0f;
-#pragma omp simd reduction(+ : u)
-                for (int64_t d = 0; d < depth; d++) u += in[d] * a[d];
-#pragma omp simd
-                for (int64_t f = 0; f < outputs; f++) y[f] += u * b[f];
-            }
-        }
+        int64_t row = block.start;
+        for (; row + 4 <= block.stop; row += 4)
+            adapter_part<4>(x + row * x_row, x_row, depth, own, outputs, part + row * part_row, part_row);
+        for (; row + 2 <= block.stop; row += 2)
+            adapter_part<2>(x + row * x_row, x_row, depth, own, outputs, part + row * part_row, part_row);
+        for (; row < block.stop; row++)
+            adapter_part<1>(x + row * x_row, x_row, depth, own, outputs, part + row * part_row, part_row);
     }
 }
 
@@ -207,9 +245,10 @@ void product(const T *x, int64_t x_stride, int64_t rows, int64_t depth, const T 
     int64_t padded = even(depth), panels = (outputs + PANEL - 1) / PANEL;
     thread_local std::vector<float> wide, part;
     wide.resize(rows * padded);
-    for (int64_t row = 0; row < rows; row++) {
+    for (int64_t row = 0; row < rows && (adapters || !by_tiles<T>(rows, depth)); row++) {
         float *to = wide.data() + row * padded;
         const T *from = x + row * x_stride;
+#pragma omp simd
         for (int64_t d = 0; d < depth; d++) to[d] = load(from[d]);
         if (padded > depth) to[depth] = 0.0f;
     }
@@ -222,6 +261,7 @@ void product(const T *x, int64_t x_stride, int64_t rows, int64_t depth, const T 
     // A row of sums in fp32, the adapter's part added, rounded once.
     auto finish = [&](int64_t row, int64_t first, int64_t own, const float *sums) {
         T *to = y + row * y_stride + first;
+#pragma omp simd
         for (int64_t f = 0; f < own; f++) store(to + f, sums[f]);
         if (bias)
             for (int64_t f = 0; f < own; f++) store(to + f, load(to[f]) + load(bias[first + f]));
@@ -343,6 +383,65 @@ void attend(const T *q, int64_t q_row, int64_t q_head, const T *k, int64_t k_row
     }
 }
 
+// A layer of a Llama-shaped model, as a decoding step needs it: addresses of norms' weights, of packed matrices and of
+// their adapters' tables (null: none), of the cache, and whether it turns queries and keys.
+struct Layer {
+    int64_t norm, norm_mlp, matrices[7], adapters[7], keys, values, turns, window;
+};
+
+struct Sizes {
+    int64_t rows, width, heads, kv_heads, channels, inner, length;
+    float eps, eps_mlp, scale;
+};
+
+// The residual stream h [rows, width] through all layers, each row attending to its own past in the cache.
+template <typename T>
+void step(const Layer *layers, int64_t num_layers, const Sizes &at, T *h, const T *cosine, const T *sine,
+          const Rows *blocks, int64_t num_blocks, const int64_t *cache_rows, const int64_t *held) {
+    int64_t queries = at.heads * at.channels, keys = at.kv_heads * at.channels;
+    std::vector<float> inverse(at.rows);
+    std::vector<T> normed(at.rows * at.width), added(at.rows * at.width), q(at.rows * queries), turned_q(q.size());
+    std::vector<T> k(at.rows * keys), turned_k(k.size()), v(k.size()), attended(q.size());
+    std::vector<T> gate(at.rows * at.inner), up(gate.size()), middle(gate.size());
+    for (int64_t index = 0; index < num_layers; index++) {
+        const Layer &layer = layers[index];
+        auto multiply = [&](int site, const std::vector<T> &x, int64_t depth, std::vector<T> &y, int64_t outputs) {
+            product<T>(x.data(), depth, at.rows, depth, reinterpret_cast<const T *>(layer.matrices[site]), outputs,
+                       nullptr, y.data(), outputs, blocks, num_blocks,
+                       reinterpret_cast<const Adapter *>(layer.adapters[site]));
+        };
+        auto add = [&] {
+            for (int64_t i = 0; i < at.rows * at.width; i++) store(h + i, load(h[i]) + load(added[i]));
+        };
+        auto norm = [&](int64_t weight, float eps) {
+            rms_norm<T>(h, at.width, reinterpret_cast<const T *>(weight), normed.data(), at.width, inverse.data(), at.rows,
+                        at.width, eps, false);
+        };
+        norm(layer.norm, at.eps);
+        multiply(0, normed, at.width, q, queries);
+        multiply(1, normed, at.width, k, keys);
+        multiply(2, normed, at.width, v, keys);
+        if (layer.turns) {
+            rotate<T>(q.data(), queries, at.channels, cosine, sine, turned_q.data(), queries, at.channels, at.rows,
+                      at.heads, at.channels, 1.0f);
+            rotate<T>(k.data(), keys, at.channels, cosine, sine, turned_k.data(), keys, at.channels, at.rows,
+                      at.kv_heads, at.channels, 1.0f);
+        }
+        attend<T>((layer.turns ? turned_q : q).data(), queries, at.channels, (layer.turns ? turned_k : k).data(), keys,
+                  at.channels, v.data(), keys, at.channels, reinterpret_cast<T *>(layer.keys),
+                  reinterpret_cast<T *>(layer.values), cache_rows, held, attended.data(), at.rows, at.kv_heads,
+                  at.heads / at.kv_heads, at.channels, at.channels, at.length, at.scale, layer.window);
+        multiply(3, attended, queries, added, at.width);
+        add();
+        norm(layer.norm_mlp, at.eps_mlp);
+        multiply(4, normed, at.width, gate, at.inner);
+        multiply(5, normed, at.width, up, at.inner);
+        swiglu<T>(gate.data(), up.data(), middle.data(), at.inner, at.rows, at.inner);
+        multiply(6, middle, at.inner, added, at.width);
+        add();
+    }
+}
+
 // One token a row by inversion of the distribution function at `uniforms`, or the likeliest where `greedy`; and its
 // log-probability in softmax(logits * scale). A row of NaN gets its last token and a log-probability of NaN.
 template <typename T>
@@ -412,6 +511,13 @@ extern "C" int64_t packed_size(int64_t outputs, int64_t depth) {
                                   int64_t window) {                                                                    \
         attend<T>(q, qr, qh, k, kr, kh, v, vr, vh, keys, values, cache_rows, held, out, rows, kv_heads, group,         \
                   channels, value_channels, length, scale, window);                                                    \
+    }                                                                                                                  \
+    extern "C" void step_##NAME(const Layer *layers, int64_t num_layers, int64_t rows, int64_t width, int64_t heads,   \
+                                int64_t kv_heads, int64_t channels, int64_t inner, int64_t length, float eps,          \
+                                float eps_mlp, float scale, T *h, const T *cosine, const T *sine, const Rows *blocks,  \
+                                int64_t num_blocks, const int64_t *cache_rows, const int64_t *held) {                  \
+        Sizes sizes = {rows, width, heads, kv_heads, channels, inner, length, eps, eps_mlp, scale};                    \
+        step<T>(layers, num_layers, sizes, h, cosine, sine, blocks, num_blocks, cache_rows, held);                     \
     }
 
 #define EXPORTED_DRAW(T, NAME)                                                                                         \

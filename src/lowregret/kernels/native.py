@@ -36,6 +36,7 @@ _ARGUMENTS = {
     "attention_backward": (_P, _P, _P, _P, _P, _P, _P, _P, _P, _P, _P, _I, _I, _I, _I, _I, _F, _I, _I),
     "thin_in": (_P, _I, _I, _I, _P, _I, _I, _P, _I, _P, _I, _I, _I),
     "thin_out": (_P, _I, _P, _I, _I, _P, _P, _I, _I, _I),
+    "step": (_P, *([_I] * 8), _F, _F, _F, _P, _P, _P, _P, _I, _P, _P),
     "draw": (_P, _P, _I, _I, _F, _I, _P, _P),
     "attend": (_P, _I, _I, _P, _I, _I, _P, _I, _I, _P, _P, _P, _P, _P, _I, _I, _I, _I, _I, _I, _F, _I),
 }
@@ -430,6 +431,51 @@ def attend(
         *(channels, value_channels, length, scale, window or 0),
     )
     return out_RHC
+
+
+def step(
+    h_RD: Tensor,
+    cos_RC: Tensor,
+    sin_RC: Tensor,
+    layers: Tensor,
+    blocks: Tensor,
+    cache_rows: Tensor,
+    held: Tensor,
+    *,
+    heads: int,
+    kv_heads: int,
+    inner: int,
+    length: int,
+    eps: tuple[float, float],
+    scale: float,
+) -> None:
+    """Take the residual stream of one token a row through all layers, in place.
+
+    Args:
+        layers: int64 [layers, 20]: addresses of the norms' weights before attention and before the MLP; of the packed
+            matrices q, k, v, o, gate, up and down; of their adapters' tables as `product` takes them, 0 for none; of
+            the layer's keys and values as `attend` takes them; whether it turns queries and keys; and its window, 0 for
+            all. Whoever made the table keeps all of these alive.
+        blocks: as `product` takes them.
+        cache_rows: as `attend` takes them, and so is `held`.
+        length: of the cache.
+        eps: of the norms before attention and before the MLP.
+    """
+    num_rows, width = h_RD.shape
+    channels = cos_RC.shape[1]
+    dtype = _same(h_RD, cos_RC, sin_RC)
+    for dense in (h_RD, cos_RC, sin_RC, layers, blocks, cache_rows, held):
+        assert dense.is_contiguous()
+    assert cos_RC.shape == sin_RC.shape == (num_rows, channels)
+    assert layers.shape[1] == 20
+    assert layers.dtype == blocks.dtype == cache_rows.dtype == held.dtype == torch.int64
+    assert cache_rows.shape == held.shape == (num_rows,)
+    assert int(held.max()) < length
+    _function("step", dtype)(
+        *(layers.data_ptr(), layers.shape[0], num_rows, width, heads, kv_heads, channels, inner, length, *eps, scale),
+        *(h_RD.data_ptr(), cos_RC.data_ptr(), sin_RC.data_ptr(), blocks.data_ptr(), blocks.shape[0]),
+        *(cache_rows.data_ptr(), held.data_ptr()),
+    )
 
 
 def draw(logits_RV: Tensor, uniforms_R: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:

@@ -91,8 +91,9 @@ void thin_in(const bf16 *x, int64_t x_row, int64_t rows, int64_t depth, const Sp
             int64_t between = depth / BLOCK * TILE;
             for (int64_t c = 0; c < span.rank; c += BLOCK) {
                 const bf16 *matrix = matrices + places[tasks[task].span] + c / COLUMNS * between;
-                By::block(sums, BLOCK, false, block, block_row, matrix, between, depth / BLOCK);
                 int64_t present = std::min(BLOCK, span.rank - c);
+                By::block(sums, BLOCK, false, block, block_row, matrix, between, depth / BLOCK, last - from > COLUMNS,
+                          present > COLUMNS);
                 for (int64_t row = from; row < last; row++) {
                     bf16 *to = u + row * u_row + c;
                     for (int64_t n = 0; n < present; n++) store(to + n, sums[(row - from) * BLOCK + n]);
@@ -160,7 +161,7 @@ void thin_out(const bf16 *u, int64_t u_row, const bf16 *x, int64_t x_row, int64_
                 for (int64_t n = 0; n < span.width(); n += BLOCK)
                     for (int64_t c = 0; c < wide; c += BLOCK)
                         By::block(sums + n * WIDE + c, WIDE, at > 0, factor + n * length + at, length,
-                                  operand + c / COLUMNS * steps * TILE, steps * TILE, steps);
+                                  operand + c / COLUMNS * steps * TILE, steps * TILE, steps, span.rank - n > COLUMNS);
             }
             float *gradient = reinterpret_cast<float *>(span.address);
             float by = scales[tasks[task].span];

@@ -146,11 +146,11 @@ class CausalLM:
         if self._fast is None or not PackedSites.fits(sites):
             yield
             return
-        self._fast.packed = PackedSites(sites)
+        self._fast.decode_with(PackedSites(sites))
         try:
             yield
         finally:
-            self._fast.packed = None
+            self._fast.decode_with(None)
 
     @property
     def repeats(self) -> bool:

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lowregret.models.attention import Attending
 from lowregret.models.llama_layer import Around, LlamaLayer, NormFunction
+from lowregret.models.native_step import NativeStep
 from lowregret.models.packed import PackedSites, Site
 
 FAMILIES = {"llama", "mistral", "qwen2", "qwen3", "smollm3"}
@@ -37,6 +39,12 @@ class FastBody:
         """Activation checkpointing."""
         self.packed: PackedSites | None = None
         """Matrices for products of few rows, while the model decodes."""
+        self._step: NativeStep | None = None
+
+    def decode_with(self, packed: PackedSites | None) -> None:
+        """From here on multiply few rows by these; None: by the weights themselves again."""
+        self.packed = packed
+        self._step = None if packed is None else NativeStep(self._layers, packed)
 
     @staticmethod
     def fits(body: nn.Module) -> bool:
@@ -73,7 +81,15 @@ class FastBody:
             recompute=self.recompute,
             packed=self.packed,
         )
-        h_TD = embedded_TD
-        for layer in self._layers:
-            h_TD = layer(h_TD, around)
+        h_TD = self._stepped(embedded_TD, around)
+        if h_TD is None:
+            h_TD = embedded_TD
+            for layer in self._layers:
+                h_TD = layer(h_TD, around)
         return cast(Tensor, NormFunction.apply(h_TD, self._body.norm, around))
+
+    def _stepped(self, embedded_TD: Tensor, around: Around) -> Tensor | None:
+        """Through all layers in one call, where this is a decoding step that can be."""
+        if self._step is None or torch.is_grad_enabled():
+            return None
+        return self._step.hidden(embedded_TD, around.cos, around.sin, around.attending)

@@ -95,8 +95,9 @@ class DecodingStep:
             seen: cached positions looked at (`KVCache.seen`).
             in_order: the rows are 0..R-1 as they stand; False is right for any.
         """
-        self._cache = cache
-        self._rows = rows
+        self.cache = cache
+        self.rows = rows
+        """Cache row of each token, int64 [R]."""
         self.positions = positions
         """Position of each token, int64 [R]."""
         self._in_order = in_order
@@ -118,15 +119,15 @@ class DecodingStep:
 
     def attend(self, q_HRC: Tensor, k_KRC: Tensor, v_KRC: Tensor, head: Head) -> Tensor:
         """Write the tokens' keys and values, then attend to all positions of each row up to its own."""
-        keys, values = self._cache.of(head.layer, k_KRC, v_KRC)
+        keys, values = self.cache.of(head.layer, k_KRC, v_KRC)
         if native.serves(q_HRC) and head.softcap is None:
             rows = (q_HRC.transpose(0, 1), k_KRC.transpose(0, 1), v_KRC.transpose(0, 1))
             output_RHC = native.attend(
-                *rows, keys, values, self._rows, self.positions, scale=head.scaling, window=head.window
+                *rows, keys, values, self.rows, self.positions, scale=head.scaling, window=head.window
             )
             return output_RHC.transpose(0, 1)
-        keys[self._rows, :, self.positions] = k_KRC.transpose(0, 1)
-        values[self._rows, :, self.positions] = v_KRC.transpose(0, 1)
+        keys[self.rows, :, self.positions] = k_KRC.transpose(0, 1)
+        values[self.rows, :, self.positions] = v_KRC.transpose(0, 1)
         num_rows, num_heads = q_HRC.shape[1], k_KRC.shape[0]
         # The queries that share a key-value head stand beside each other, as if they were several positions of one.
         q_RKGC = q_HRC.unflatten(0, (num_heads, -1)).permute(2, 0, 1, 3)
@@ -135,7 +136,7 @@ class DecodingStep:
         k_RKLC, v_RKLC = keys[:num_rows, :, : self._seen], values[:num_rows, :, : self._seen]
         output_RKGC = self._attend(q_RKGC, k_RKLC, v_RKLC, head)
         if not self._in_order:
-            output_RKGC = output_RKGC[self._rows]
+            output_RKGC = output_RKGC[self.rows]
         return output_RKGC.permute(1, 2, 0, 3).flatten(0, 1)
 
     def _attend(self, q_RKGC: Tensor, k_RKLC: Tensor, v_RKLC: Tensor, head: Head) -> Tensor:

@@ -80,7 +80,7 @@ class LlamaLayer:
 
     def __init__(self, layer: nn.Module) -> None:
         self._layer = cast(Any, layer)
-        self._turns = bool(getattr(self._layer.self_attn, "use_rope", True))  # SmolLM3 leaves some layers unturned
+        self.turns = bool(getattr(self._layer.self_attn, "use_rope", True))  # SmolLM3 leaves some layers unturned
 
     @property
     def sites(self) -> list[Site]:
@@ -88,6 +88,18 @@ class LlamaLayer:
         attention, mlp = self._layer.self_attn, self._layer.mlp
         attending = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
         return [*attending, mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+
+    @property
+    def module(self) -> Any:
+        """transformers' own."""
+        return self._layer
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it has neither biases nor norms of heads (Llama, Mistral, SmolLM)."""
+        attention = self._layer.self_attn
+        normed = getattr(attention, "q_norm", None) is not None or getattr(attention, "k_norm", None) is not None
+        return not normed and all(site.bias is None for site in self.sites)
 
     def __call__(self, h_TD: Float[Tensor, "T D"], around: Around) -> Float[Tensor, "T D"]:
         """The residual stream behind the layer; differentiable where grad mode is on."""
@@ -109,7 +121,7 @@ class LlamaLayer:
         normed: dict[str, Normed | None] = {}
         for name in ("q", "k"):
             by_head[name], normed[name] = _head_norm(getattr(attention, f"{name}_norm", None), by_head[name])
-            if self._turns:
+            if self.turns:
                 turned = torch.empty_like(by_head[name])
                 rotate(by_head[name], around.cos, around.sin, turned)
                 by_head[name] = turned
@@ -184,7 +196,7 @@ class LlamaLayer:
             buffer, d_TX = _roomy(h_TD, d_HTC.shape[0] * attention.head_dim, site)
             d_THC = d_TX.unflatten(1, (-1, attention.head_dim))
             turned_THC = d_THC if normed is None else torch.empty_like(normed.before)
-            if name == "v" or not self._turns:
+            if name == "v" or not self.turns:
                 turned_THC.copy_(d_HTC.transpose(0, 1))
             else:
                 rotate(_dense(d_HTC.transpose(0, 1)), around.cos, around.sin, turned_THC, back=True)

@@ -28,7 +28,7 @@ MOST_ROWS = 256
 MOST_ROWS_BF16 = 32
 """The same in bf16 where the processor multiplies it and the packed product does not use its tiles: there more rows are
 faster in its own products."""
-BLOCK_ROWS = 2
+BLOCK_ROWS = 4
 """Rows of a slot that one thread takes at a time."""
 
 
@@ -61,14 +61,26 @@ class PackedSites:
     def product(self, site: Site, x_TD: Float[Tensor, "T D"]) -> Float[Tensor, "T F"] | None:
         """The output with bias; None where there are too many rows, or the site is none of these."""
         packed = self._sites.get(site)
-        slow = x_TD.dtype == torch.bfloat16 and not widens(x_TD) and native.best_way() != native.Way.TILES
-        if packed is None or x_TD.shape[0] > (MOST_ROWS_BF16 if slow else MOST_ROWS):
+        if packed is None or not self.takes(x_TD):
             return None
+        return packed.product(x_TD, self.blocks(x_TD.shape[0]))
+
+    def takes(self, x_TD: Tensor) -> bool:
+        """Whether these are few enough rows."""
+        slow = x_TD.dtype == torch.bfloat16 and not widens(x_TD) and native.best_way() != native.Way.TILES
+        return x_TD.shape[0] <= (MOST_ROWS_BF16 if slow else MOST_ROWS)
+
+    def blocks(self, num_rows: int) -> Tensor:
+        """Which rows belong to which slot, as `native.product` takes it: int64 [blocks, 3]."""
         if self._cell is not None:
-            spans = self._cell.current().spans_of(x_TD.shape[0])
+            spans = self._cell.current().spans_of(num_rows)
             if spans is not self._spans:
                 self._spans, self._blocks = spans, _blocks(spans, self._index)
-        return packed.product(x_TD, self._blocks)
+        return self._blocks
+
+    def addresses(self, site: Site) -> tuple[int, int]:
+        """Of a packed matrix, and of its adapters' table (0: none); they stay while this object does."""
+        return self._sites[site].addresses
 
 
 class _Packed:
@@ -87,6 +99,10 @@ class _Packed:
             self._matrices.append((down_RD, up_RF))
             rows[index[slot]] = (down_RD.data_ptr(), up_RF.data_ptr(), at.rank)
         self._adapters = torch.tensor(rows, dtype=torch.int64) if self._matrices else None
+
+    @property
+    def addresses(self) -> tuple[int, int]:
+        return self._packed.data_ptr(), 0 if self._adapters is None else self._adapters.data_ptr()
 
     def product(self, x_TD: Tensor, blocks: Tensor) -> Tensor:
         out_TF = x_TD.new_empty(x_TD.shape[0], self._outputs)
