@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import lowregret.adapters.layer
+import lowregret.adapters.thin
 from lowregret.adapters.full import stochastic_bf16
 from lowregret.adapters.grouped import grouped_linear
 from lowregret.adapters.peft_format import StoredAdapter
@@ -89,8 +90,9 @@ def test_an_adapter_acts_fully_in_bf16_and_the_usual_sum_swallows_it(monkeypatch
         return y_TF, us
 
     monkeypatch.setattr(lowregret.adapters.layer, "grouped_linear", usual)
-    # A processor without bf16 products would go by the stacked kernel.
+    # A processor without bf16 products would go by the stacked kernel, one that has them by that for all slots at once.
     monkeypatch.setattr(lowregret.adapters.layer.AdaptedLinear, "stacks_wide", False)
+    monkeypatch.setattr(lowregret.adapters.thin, "serves", lambda *_: False)
     swallowed = fidelity(exact, by_example(tested, BASE), by_example(tested, "s"))
     assert swallowed.verdict == "fails", swallowed
     assert swallowed.high < 0.9, swallowed
