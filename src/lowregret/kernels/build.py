@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -82,8 +83,16 @@ def _compile(compiler: str, file: Path) -> Path:
     file.parent.mkdir(mode=0o700, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
         made = Path(scratch) / file.name
-        command = [compiler, *FLAGS, *map(str, SOURCES), "-o", str(made)]
-        subprocess.run(command, check=True, capture_output=True, timeout=COMPILE_SECONDS)
+        objects = [Path(scratch) / f"{source.stem}.o" for source in SOURCES]
+        # A file each at the same time: together they take half as long on two cores.
+        with ThreadPoolExecutor(len(SOURCES)) as compilers:
+            pairs = zip(SOURCES, objects, strict=True)
+            list(compilers.map(lambda pair: _run(compiler, *FLAGS, "-c", pair[0], "-o", pair[1]), pairs))
+        _run(compiler, *FLAGS, *objects, "-o", made)
         made.chmod(0o700)
         os.replace(made, file)
     return file
+
+
+def _run(*command: str | Path) -> None:
+    subprocess.run(command, check=True, capture_output=True, timeout=COMPILE_SECONDS)
