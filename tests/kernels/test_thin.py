@@ -16,7 +16,7 @@ pytestmark = needs_compiler
 
 D_IN, D_OUT = 64, 96
 RANKS = {"a": 5, "b": 16, "c": 40}
-ROWS: dict[str | None, int] = {"a": 3, None: 4, "b": 70, "c": 33}
+ROWS: dict[str | None, int] = {"a": 3, None: 4, "b": 300, "c": 33}
 
 
 @pytest.fixture(params=list(Way))
@@ -88,3 +88,18 @@ def test_a_nan_stays_with_its_slot(way: Way) -> None:
     for slot in ("a", "c"):
         assert all(bool(gradient.isfinite().all() and gradient.any()) for gradient in gradients[slot])
     assert not gradients["b"][0].isfinite().any()
+
+
+def test_an_expanded_gradient_and_a_slot_without_rows(way: Way) -> None:
+    folded, x_TD, _, columns, _ = drawn()
+    spans = Routing.from_lengths({"a": 0, "b": 40, "c": 0}).spans
+    x_TD, dy_TF = x_TD[:40], torch.ones((), dtype=torch.bfloat16).expand(40, D_OUT)
+    gradients = {s: (torch.zeros(r, D_IN), torch.zeros(D_OUT, r)) for s, r in RANKS.items()}
+    _, u_TR = thin.thin_linear(x_TD, folded, spans, columns, D_OUT)
+    _, du_TR = thin.thin_linear_backward(dy_TF, folded, spans, columns, D_IN)
+    thin.accumulate_thin_gradients(x_TD, dy_TF, u_TR, du_TR, spans, columns, gradients)
+    close(gradients["b"][1], columns["b"].scaling * u_TR[:, :16].double().sum(0).expand(D_OUT, 16), 1e-5)
+    assert not any(gradient.any() for slot in ("a", "c") for gradient in gradients[slot])
+    wide = {s: (a.double(), b.double()) for s, (a, b) in gradients.items()}
+    with pytest.raises(TypeError, match="not fp32"):
+        thin.accumulate_thin_gradients(x_TD, dy_TF, u_TR, du_TR, spans, columns, wide)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +21,8 @@ from lowregret.adapters.bank import AdapterBank
 from lowregret.adapters.routing import Routing
 from lowregret.batches import PackedBatch
 from lowregret.kernels import native
+from lowregret.kernels.native import BLOCK, Way
+from lowregret.kernels.products import widens
 from lowregret.models import dense_attention, fast_body, tiled_attention
 from lowregret.models.causal_lm import CausalLM
 from lowregret.models.kv_cache import KVCache
@@ -41,7 +43,7 @@ from lowregret.planner.shapes import read_shape
 from lowregret.sampling.sampler import Request, Sampler
 from lowregret.specs import AdapterSpec, FullSpec, SamplingSpec
 from planner.model_configs import PUBLISHED
-from tiny import randomise_b
+from tiny import needs_compiler, randomise_b
 
 SMALL = {
     "hidden_size": 64,
@@ -55,8 +57,10 @@ SMALL = {
 LENGTHS = (25, 32, 27, 32)
 
 
-def model_with(model_type: str, slot: AdapterSpec | FullSpec, dtype: torch.dtype) -> CausalLM:
-    config = transformers.AutoConfig.for_model(model_type, **SMALL, pad_token_id=0, bos_token_id=0, eos_token_id=0)
+def model_with(
+    model_type: str, slot: AdapterSpec | FullSpec, dtype: torch.dtype, small: Mapping[str, int] = SMALL
+) -> CausalLM:
+    config = transformers.AutoConfig.for_model(model_type, **small, pad_token_id=0, bos_token_id=0, eos_token_id=0)
     module = prepare_module(cast(Any, transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)))
     if isinstance(slot, FullSpec):
         return with_full(module, slot, slot="s")[0]
@@ -115,21 +119,47 @@ def storages(of: Iterable[torch.Tensor]) -> dict[int, torch.UntypedStorage]:
     ids=["all", "attention", "full"],
 )
 def test_activations_are_what_a_forward_saves(
-    model_type: str, slot: AdapterSpec | FullSpec, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model_type: str, slot: AdapterSpec | FullSpec, dtype: torch.dtype, tmp_path: Path
 ) -> None:
-    # The planner counts attention that makes copies in fp32; where the processor multiplies bf16 there are none.
-    monkeypatch.setattr(tiled_attention, "serves", lambda *_: False)
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, **SMALL}))
-    question = MemoryQuestion(slots=(slot,), dtype="fp32" if dtype == torch.float32 else "bf16", tokens=sum(LENGTHS))
+    hold_activations(model_type, slot, dtype, tmp_path, bf16_fast=not widens(torch.zeros(1, dtype=torch.bfloat16)))
+
+
+@needs_compiler
+@pytest.mark.parametrize("model_type", ["llama", "qwen3", "olmo2"])
+@pytest.mark.parametrize("slot", [AdapterSpec(rank=32), FullSpec()], ids=["all", "full"])
+def test_attention_without_copies_is_counted_without_copies(
+    model_type: str, slot: AdapterSpec | FullSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As on a processor that multiplies bf16: what is saved does not depend on how the kernel multiplies.
+    monkeypatch.setattr(tiled_attention, "best_way", lambda: Way.PLAIN)
+    hold_activations(model_type, slot, torch.bfloat16, tmp_path, bf16_fast=True, head_dim=32)
+
+
+def hold_activations(
+    model_type: str,
+    slot: AdapterSpec | FullSpec,
+    dtype: torch.dtype,
+    folder: Path,
+    *,
+    bf16_fast: bool,
+    head_dim: int = 16,
+) -> None:
+    """The planner's count is what a forward of this model saves, or up to a quarter more."""
+    small = {**SMALL, "head_dim": head_dim, "hidden_size": 4 * head_dim}
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type, **small}))
+    question = MemoryQuestion(
+        slots=(slot,), dtype="fp32" if dtype == torch.float32 else "bf16", tokens=sum(LENGTHS), bf16_fast=bf16_fast
+    )
     # This batch is packed by hand; the engine's own rounds up its rows, for which the prediction allows 1 in 16.
-    predicted = memory(read_shape(tmp_path), question, constants=Constants(passing=1.0))["activations"] * 16 / 17
-    saved = saved_bytes(model_with(model_type, slot, dtype))
+    predicted = memory(read_shape(folder), question, constants=Constants(passing=1.0))["activations"] * 16 / 17
+    saved = saved_bytes(model_with(model_type, slot, dtype, small))
     assert 0.97 <= predicted / saved <= 1.25, predicted / saved
 
 
 def test_the_planner_knows_what_takes_the_fast_path() -> None:
     assert activations.FAST_FAMILIES == fast_body.FAMILIES
     assert activations.DENSE_LONGEST == dense_attention.LONGEST
+    assert activations.TILED_CHANNELS == BLOCK
 
 
 MIB = 1 << 20

@@ -120,7 +120,9 @@ def test_bf16_only_where_it_is_fast() -> None:
 def needed(tokens: int, *, checkpointing: bool = False, weights: AdapterSpec | FullSpec | None = None) -> int:
     """Bytes that the memory model wants for this many tokens at once."""
     slots = (weights or AdapterSpec(rank=8),)
-    question = MemoryQuestion(slots=slots, dtype="bf16", tokens=tokens, checkpointing=checkpointing)
+    question = MemoryQuestion(
+        slots=slots, dtype="bf16", tokens=tokens, checkpointing=checkpointing, bf16_fast=CPU.bf16_fast
+    )
     return needed_bytes(memory(SHAPE, question))
 
 

@@ -73,12 +73,24 @@ def accumulate_thin_gradients(
     gradients: Mapping[str, tuple[Tensor, Tensor]],
 ) -> None:
     """`grouped.accumulate_adapter_gradients`: dA = du^T x and dB = s dy^T u of each slot's own rows."""
+    x_TD, dy_TF = _dense(x_TD), _dense(dy_TF)
     present = {slot: gradients[slot] for slot in columns}
+    for slot, (grad_a, grad_b) in present.items():
+        rank = columns[slot].rank
+        if grad_a.shape != (rank, x_TD.shape[1]) or grad_b.shape != (dy_TF.shape[1], rank):
+            raise ValueError(f"gradients of {slot!r} do not have the shapes of its adapter")
+        if any(grad.dtype != torch.float32 or grad.stride(-1) != 1 for grad in (grad_a, grad_b)):
+            raise TypeError(f"gradients of {slot!r} are not fp32 with the last dimension dense")
     of_a = _table(spans, columns, {slot: grad_a for slot, (grad_a, _) in present.items()})
     native.thin_out(du_TR, x_TD, of_a, torch.ones(len(spans)), turned=False, way=_way())
     of_b = _table(spans, columns, {slot: grad_b for slot, (_, grad_b) in present.items()})
     scales = [columns[s.slot].scaling if s.slot is not None and s.slot in columns else 1.0 for s in spans]
     native.thin_out(u_TR, dy_TF, of_b, torch.tensor(scales, dtype=torch.float32), turned=True, way=_way())
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    """With channels side by side: autograd hands over expanded gradients."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def _table(spans: tuple[Span, ...], columns: Mapping[str, Columns], matrices: Mapping[str, Tensor]) -> Tensor:

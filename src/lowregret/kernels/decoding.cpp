@@ -198,6 +198,7 @@ void adapter_parts(const float *x, int64_t depth, const Rows *blocks, int64_t nu
 // 32 rows of x (the second 16 only where there are that many) times a panel, to `out` [32, PANEL]. Of a panel's pairs of
 // input channels 16 are a right operand as AMX takes it, its rows 128 bytes apart.
 inline void tiles_product(const bf16 *x, int64_t depth, bool lower, const bf16 *panel, float *out) {
+    __asm__ volatile("" ::: "memory");  // what was stored before is loaded as tiles
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);

@@ -114,7 +114,7 @@ void thin_out(const bf16 *u, int64_t u_row, const bf16 *x, int64_t x_row, int64_
     for (int64_t s = 0; s < number; s++) {
         places[s + 1] = places[s] + spans[s].width() * filled(spans[s].rows());
         widest = std::max(widest, spans[s].width());
-        if (spans[s].rank > 0)
+        if (spans[s].rank > 0 && spans[s].rows() > 0)
             for (int64_t from = 0; from < depth; from += WIDE) tasks.push_back({s, from});
     }
     Scratch packed(places[number] * 2 / 64 * 64 + 64);

@@ -26,7 +26,10 @@ class NativeStep:
     def __init__(self, layers: Sequence[LlamaLayer], packed: PackedSites) -> None:
         self._layers = layers
         self._packed = packed
-        self._fits = all(layer.is_plain for layer in layers) and native.serves(layers[0].sites[0].weight)
+        self._fits = (
+            len({_kind(layer) for layer in layers}) == 1 and layers[0].is_plain and _kind(layers[0])[-1] is True
+        )
+        self._fits = self._fits and native.serves(layers[0].sites[0].weight)
         self._table: Tensor | None = None
         self._table_of: object = None
 
@@ -69,3 +72,16 @@ class NativeStep:
             *(adapters for _, adapters in addresses),
             *(keys.data_ptr(), values.data_ptr(), int(layer.turns), head_of(module.self_attn).window or 0),
         )
+
+
+def _kind(layer: LlamaLayer) -> tuple[object, ...]:
+    """What one call for all layers takes from the first of them; formats too, which it reads addresses by."""
+    module = layer.module
+    norms = (module.input_layernorm, module.post_attention_layernorm)
+    return (
+        layer.is_plain,
+        *(tuple(site.weight.shape) for site in layer.sites),
+        *(norm.variance_epsilon for norm in norms),
+        *(module.self_attn.scaling, module.self_attn.head_dim),
+        len({*(norm.weight.dtype for norm in norms), *(site.weight.dtype for site in layer.sites)}) == 1,
+    )

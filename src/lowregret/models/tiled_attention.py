@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from lowregret.kernels import native
 from lowregret.kernels.native import BLOCK, Way, best_way
@@ -66,6 +67,7 @@ class _TiledAttention(torch.autograd.Function):
         return out_HTC
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         q_HTC, k_KTC, v_KTC, out_HTC, lse_HT, lengths_N = ctx.saved_tensors
         gradients = native.attention_backward(

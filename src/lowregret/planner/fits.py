@@ -62,6 +62,7 @@ def memory_rank(
         dtype=dtype_of(spec, hardware),
         tokens=facts.longest,
         device=hardware.kind,
+        bf16_fast=hardware.bf16_fast,
         checkpointing=spec.hardware.activation_checkpointing,
         cache=cache_of(spec, facts),
     )
@@ -72,7 +73,7 @@ def memory_rank(
 
 def memory_alternatives(plan: ResolvedPlan, shape: ModelShape) -> dict[str, int]:
     """Predicted peak of the same run by format, with and without activation checkpointing."""
-    question = memory_question(plan.spec, plan.facts, plan.tokens_per_microbatch)
+    question = memory_question(plan.spec, plan.facts, plan.tokens_per_microbatch, plan.bf16_fast)
     totals: dict[str, int] = {}
     for name, (dtype, base) in FORMATS.items():
         for checkpointing in (False, True):
@@ -83,7 +84,7 @@ def memory_alternatives(plan: ResolvedPlan, shape: ModelShape) -> dict[str, int]
 
 def what_fits(plan: ResolvedPlan, shape: ModelShape, *, memory_bytes: int) -> Fits:
     """Largest rank at the plan's micro-batch, and largest micro-batch at the plan's ranks."""
-    question = memory_question(plan.spec, plan.facts, plan.tokens_per_microbatch)
+    question = memory_question(plan.spec, plan.facts, plan.tokens_per_microbatch, plan.bf16_fast)
     rank = 0
     if isinstance(question.slots[0], AdapterSpec):
         first = question.slots[0]

@@ -94,6 +94,8 @@ class MemoryQuestion:
     tokens: int
     """Tokens of one micro-batch."""
     device: str = "cpu"
+    bf16_fast: bool = False
+    """Whether the device multiplies bf16 in hardware (`DeviceFacts.bf16_fast`): a CPU that does attends in bf16."""
     checkpointing: bool = False
     """Whether only layer inputs are kept for the backward."""
     base: BaseFormat | None = None
@@ -253,6 +255,7 @@ def _activation_bytes(
             norms=norms,
             checkpointing=question.checkpointing,
             device=question.device,
+            bf16_fast=question.bf16_fast,
         )
         for lane_columns, full, norms in lanes
     )

@@ -90,23 +90,25 @@ def resolve(
         tokens_per_microbatch=tokens,
         device=device,
         dtype=dtype,
+        bf16_fast=hardware.bf16_fast,
         threads=threads,
         derived=tuple(derived),
         warnings=(
             *([misfit] if misfit else []),
             *warnings_of(filled, shape=shape, facts=facts, information=information),
         ),
-        memory_bytes=memory(shape, memory_question(filled, facts, tokens)),
+        memory_bytes=memory(shape, memory_question(filled, facts, tokens, hardware.bf16_fast)),
     )
 
 
-def memory_question(spec: RunSpec, facts: DataFacts, tokens: int) -> MemoryQuestion:
-    """A specification with device and dtype filled in, as a question about memory."""
+def memory_question(spec: RunSpec, facts: DataFacts, tokens: int, bf16_fast: bool) -> MemoryQuestion:
+    """A specification with device and dtype filled in, as a question about the memory of a device of its kind."""
     return MemoryQuestion(
         slots=tuple(slot.weights for slot in spec.slots),
         dtype=cast('Literal["bf16", "fp32"]', spec.hardware.dtype),
         tokens=tokens,
         device=spec.hardware.device,
+        bf16_fast=bf16_fast,
         checkpointing=spec.hardware.activation_checkpointing,
         cache=cache_of(spec, facts),
         fidelity=bool(spec.train.fidelity_at),
@@ -204,8 +206,8 @@ def _tokens_per_microbatch(
     asked = spec.hardware.tokens_per_microbatch
     # An example is never split, so one that is longer than the budget is a micro-batch by itself.
     need = max(facts.longest, asked or 0)
-    most = largest_micro_batch(shape, memory_question(spec, facts, 1), memory_bytes=available)
-    misfit = "" if most >= need else _misfit(spec, shape, facts, need, available)
+    most = largest_micro_batch(shape, memory_question(spec, facts, 1, hardware.bf16_fast), memory_bytes=available)
+    misfit = "" if most >= need else _misfit(spec, shape, facts, need, available, hardware.bf16_fast)
     if asked is not None:
         return asked, misfit
     usual = USUAL_MICROBATCH[hardware.kind]
@@ -229,16 +231,18 @@ def _learned_tokens(spec: RunSpec, facts: DataFacts) -> float:
     return spec.rl.group * (facts.mean_length + spec.rl.sampling.max_new_tokens)
 
 
-def _misfit(spec: RunSpec, shape: ModelShape, facts: DataFacts, tokens: int, available: int) -> str:
-    needed = needed_bytes(memory(shape, memory_question(spec, facts, tokens)))
+def _misfit(spec: RunSpec, shape: ModelShape, facts: DataFacts, tokens: int, available: int, bf16_fast: bool) -> str:
+    needed = needed_bytes(memory(shape, memory_question(spec, facts, tokens, bf16_fast)))
     head = (
         f"hardware.memory_bytes: the run needs about {needed / 2**30:.1f} GiB for {tokens} tokens at once and "
         f"{available / 2**30:.1f} GiB are free; "
     )
-    return head + nearest_fit(spec, shape, facts, tokens, available)
+    return head + nearest_fit(spec, shape, facts, tokens, available, bf16_fast)
 
 
-def nearest_fit(spec: RunSpec, shape: ModelShape, facts: DataFacts, tokens: int, available: int) -> str:
+def nearest_fit(
+    spec: RunSpec, shape: ModelShape, facts: DataFacts, tokens: int, available: int, bf16_fast: bool
+) -> str:
     """The smallest change that fits, in a sentence: checkpointing, shorter examples, bf16, fewer or smaller slots."""
     changes: list[tuple[str, RunSpec]] = [("", spec)]
     lean = replace(spec, hardware=replace(spec.hardware, activation_checkpointing=True))
@@ -247,16 +251,16 @@ def nearest_fit(spec: RunSpec, shape: ModelShape, facts: DataFacts, tokens: int,
         half = replace(lean, hardware=replace(lean.hardware, dtype="bf16"))
         changes.append(("activation checkpointing and --dtype bf16", half))
     for name, change in changes:
-        most = largest_micro_batch(shape, memory_question(change, facts, 1), memory_bytes=available)
+        most = largest_micro_batch(shape, memory_question(change, facts, 1, bf16_fast), memory_bytes=available)
         if most >= tokens:
             return f"it fits with {name}"
     for name, change in changes:
-        most = largest_micro_batch(shape, memory_question(change, facts, 1), memory_bytes=available)
+        most = largest_micro_batch(shape, memory_question(change, facts, 1, bf16_fast), memory_bytes=available)
         if most >= 256:
             with_change = f" and {name}" if name else ""
             return f"the nearest that fits: examples of at most {most} tokens (--max-length {most}){with_change}"
     smallest = replace(changes[-1][1], slots=(_rank_one(spec.slots[0]),))
-    most = largest_micro_batch(shape, memory_question(smallest, facts, 1), memory_bytes=available)
+    most = largest_micro_batch(shape, memory_question(smallest, facts, 1, bf16_fast), memory_bytes=available)
     if most >= 256:
         return f"the nearest that fits: one adapter of rank 1, {changes[-1][0]}, --max-length {min(most, tokens)}"
     return "no adapter on this base fits; take a smaller base or a machine with more memory"

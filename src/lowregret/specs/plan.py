@@ -70,6 +70,8 @@ class ResolvedPlan:
     device: str
     dtype: str
     """`bf16` or `fp32`."""
+    bf16_fast: bool = False
+    """Whether the device multiplies bf16 in hardware: memory depends on it."""
     threads: int
     """CPU threads, fixed so that a resumed run adds in the same order."""
     derived: tuple[Derived, ...] = ()
