@@ -29,7 +29,7 @@ SHORT = (
     *("grpo_vs_trl", "scaling"),
 )
 GPU = ("gpu",) if shutil.which("nvidia-smi") else ()
-FULL = (*SHORT, "decoding", "pieces", "fidelity", "memory", "micro_bank", "plan", "grids")
+FULL = (*SHORT, "sampling_long", "decoding", "pieces", "fidelity", "memory", "micro_bank", "plan", "grids")
 
 
 def main() -> None:
