@@ -9,7 +9,7 @@ from lowregret.adapters.routing import Routing
 from lowregret.batches import TokenizedExample
 from lowregret.data.packing import microbatches
 from lowregret.models.causal_lm import CausalLM
-from lowregret.training.memory import release_freed_memory
+from lowregret.training.memory import keep_freed_memory
 from lowregret.training.step import batch_nll
 
 BASE = "base"
@@ -57,7 +57,7 @@ def evaluate(
             count = int((part != 0).sum())
             by_slot[slot].append(float(losses[start : start + count].sum()))
             start += count
-        release_freed_memory(model.device)
+        keep_freed_memory(model.device)
     tokens = sum(example.num_completion_tokens for example in examples)
     return {
         slot: HeldOut(nll_sum=sum(values), tokens=tokens, by_example=tuple(values)) for slot, values in by_slot.items()

@@ -33,7 +33,7 @@ from lowregret.objectives.policy_gradient import (
     weights,
 )
 from lowregret.specs import RLSpec
-from lowregret.training.memory import release_freed_memory
+from lowregret.training.memory import keep_freed_memory
 from lowregret.training.optimizer import AdamW
 from lowregret.training.step import accumulate_gradients, nll_at, update_slot
 
@@ -114,7 +114,7 @@ def policy_step(
     done: dict[str, tuple[int, int]] = dict.fromkeys(groups, (0, 0))
     for batch in microbatches(documents, tokens_per_microbatch) if documents else ():
         _one_batch(model, batch.to(model.device), learned, done, rl, tallies)
-        release_freed_memory(model.device)
+        keep_freed_memory(model.device)
     reports: dict[str, PolicyStep] = {}
     for slot, tally in tallies.items():
         if not _finite(groups[slot]):

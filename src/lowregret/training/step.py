@@ -17,7 +17,7 @@ from lowregret.adapters.routing import Routing
 from lowregret.batches import PackedBatch
 from lowregret.models.causal_lm import CausalLM
 from lowregret.objectives.nll import nll, nll_with_gradient
-from lowregret.training.memory import release_freed_memory
+from lowregret.training.memory import keep_freed_memory
 from lowregret.training.optimizer import AdamW
 
 HEAD_ROWS = 32
@@ -64,7 +64,7 @@ def train_step(
     for batch in batches:
         for slot, loss in forward_backward(model, batch, totals).items():
             losses[slot] += loss
-        release_freed_memory(model.device)
+        keep_freed_memory(model.device)
     report: dict[str, SlotStep] = {}
     for slot, loss in losses.items():
         norm, healthy = update_slot(model, slot, optimizers[slot], math.isfinite(loss), factor=factor)
