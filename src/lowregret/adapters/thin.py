@@ -96,6 +96,8 @@ def _dense(tensor: Tensor) -> Tensor:
 def _table(spans: tuple[Span, ...], columns: Mapping[str, Columns], matrices: Mapping[str, Tensor]) -> Tensor:
     """What `native.thin_in` and `thin_out` want to know of each span."""
     rows: list[tuple[int, ...]] = []
+    own = [span.slot for span in spans if span.slot in columns]
+    assert len(set(own)) == len(own), "two spans of one slot would write its gradient at once"
     for span in spans:
         if span.slot is None or span.slot not in columns:
             rows.append((span.start, span.stop, 0, 0, 0, 0))
