@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from lowregret.training.memory import FILLING, MOST_GROWTH, REMEASURED, FreedPages
 
 MIB = 1 << 20
@@ -9,7 +11,7 @@ HELD = 1000 * MIB
 
 
 def resident_after(pages: FreedPages, touched: list[int], *, left_behind: int = 0) -> list[int]:
-    """Resident bytes after micro-batches that touch so much from a clean heap, leaving so much more behind each time."""
+    """Resident bytes after micro-batches that touch so much from a clean heap, and leave so much more behind."""
     resident, seen = HELD, list[int]()
     for number in touched:
         resident = max(resident + left_behind, HELD + number)
@@ -29,7 +31,7 @@ def test_pages_stay_for_micro_batches_of_one_size() -> None:
 def test_fragments_grow_by_no_more_than_a_quarter() -> None:
     seen = resident_after(FreedPages(), [400 * MIB] * 300, left_behind=30 * MIB)
     assert max(seen) <= HELD + MOST_GROWTH * 400 * MIB + 30 * MIB
-    assert sum(now > before for before, now in zip(seen, seen[1:], strict=False)) > 100  # and they are kept meanwhile
+    assert sum(now > before for before, now in pairwise(seen)) > 100  # and they are kept meanwhile
 
 
 def test_a_larger_micro_batch_makes_room_for_its_like() -> None:
