@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import cast
 from unittest.mock import patch
 
@@ -33,6 +34,7 @@ from lowregret.training.step import train_step
 
 RANKS = (1, 1, 1, 4, 4, 4, 4, 4, 16, 16, 16, 16, 16, 64, 64, 64)
 BATCH, STEPS = 8, 4
+GIVEN_BACK = patch.multiple(memory, LEAST_RELEASED=0, MOST_GROWTH=0.0)
 
 
 def main() -> None:
@@ -50,7 +52,7 @@ def main() -> None:
     def act(name: str) -> float:
         with (
             patch.object(AdaptedLinear, "stacks", name != "slot by slot"),
-            patch.object(memory, "MOST_KEPT", 0 if name == "pages given back" else memory.MOST_KEPT),
+            GIVEN_BACK if name == "pages given back" else nullcontext(),
         ):
             step = _steps()
             step(0)

@@ -68,7 +68,9 @@ class _TiledAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # by the decorator's type
+        ctx: Any, *grad_outputs: Tensor
+    ) -> tuple[Tensor | None, ...]:
         q_HTC, k_KTC, v_KTC, out_HTC, lse_HT, lengths_N = ctx.saved_tensors
         gradients = native.attention_backward(
             *(_dense(grad_outputs[0]), q_HTC, k_KTC, v_KTC, out_HTC, lse_HT, lengths_N),
