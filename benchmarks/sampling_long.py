@@ -2,7 +2,7 @@
 
     python benchmarks/sampling_long.py --data gsm8k/train.jsonl
 
-`sampling.py` with fewer arms: seven minutes on two cores, too long for the short set, which draws 16 tokens.
+`sampling.py` with fewer arms: about six minutes on two cores, too long for the short set, which draws 16 tokens.
 """
 
 from __future__ import annotations

@@ -26,10 +26,9 @@ class NativeStep:
     def __init__(self, layers: Sequence[LlamaLayer], packed: PackedSites) -> None:
         self._layers = layers
         self._packed = packed
-        self._fits = (
-            len({_kind(layer) for layer in layers}) == 1 and layers[0].is_plain and _kind(layers[0])[-1] is True
-        )
-        self._fits = self._fits and native.serves(layers[0].sites[0].weight)
+        formats = {weight.dtype for layer in layers for weight in _weights(layer)}
+        alike = len(formats) == len({_kind(layer) for layer in layers}) == 1
+        self._fits = alike and layers[0].is_plain and native.serves(layers[0].sites[0].weight)
         self._table: Tensor | None = None
         self._table_of: object = None
 
@@ -74,14 +73,18 @@ class NativeStep:
         )
 
 
+def _weights(layer: LlamaLayer) -> tuple[Tensor, ...]:
+    """Whose addresses one call reads, all in one format."""
+    norms = (layer.module.input_layernorm, layer.module.post_attention_layernorm)
+    return (*(norm.weight for norm in norms), *(site.weight for site in layer.sites))
+
+
 def _kind(layer: LlamaLayer) -> tuple[object, ...]:
-    """What one call for all layers takes from the first of them; formats too, which it reads addresses by."""
+    """What one call for all layers takes from the first of them."""
     module = layer.module
-    norms = (module.input_layernorm, module.post_attention_layernorm)
     return (
         layer.is_plain,
         *(tuple(site.weight.shape) for site in layer.sites),
-        *(norm.variance_epsilon for norm in norms),
+        *(module.input_layernorm.variance_epsilon, module.post_attention_layernorm.variance_epsilon),
         *(module.self_attn.scaling, module.self_attn.head_dim),
-        len({*(norm.weight.dtype for norm in norms), *(site.weight.dtype for site in layer.sites)}) == 1,
     )
