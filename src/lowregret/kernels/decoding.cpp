@@ -115,8 +115,43 @@ inline void block_product(const float *x, int64_t depth, const T *panel, const f
         }
 }
 
-template <int ROWS, typename T>
-inline void some_rows(int rows, const float *x, int64_t depth, const T *panel, const float *part, int64_t part_stride,
+#ifdef HAS_DOTS
+// The same of bf16 rows: a panel's words are an operand of AVX-512's dot product as they lie, so that nothing is widened.
+template <int ROWS>
+inline void block_product(const bf16 *x, int64_t depth, const bf16 *panel, const float *part, int64_t part_stride,
+                          float *out) {
+    __m512 sum[ROWS][2];
+    for (int row = 0; row < ROWS; row++) sum[row][0] = sum[row][1] = _mm512_setzero_ps();
+    for (int64_t d = 0; d < depth; d += 2) {
+        const bf16 *at = panel + d * PANEL;
+        for (int64_t line = 0; line < 2 * PANEL * 2; line += 64)
+            __builtin_prefetch(reinterpret_cast<const char *>(at) + AHEAD + line, 0, 2);
+        __m512bh left = (__m512bh)_mm512_loadu_si512(at), right = (__m512bh)_mm512_loadu_si512(at + PANEL);
+        for (int row = 0; row < ROWS; row++) {
+            int32_t both;
+            std::memcpy(&both, x + row * depth + d, sizeof both);
+            __m512bh factor = (__m512bh)_mm512_set1_epi32(both);
+            sum[row][0] = _mm512_dpbf16_ps(sum[row][0], factor, left);
+            sum[row][1] = _mm512_dpbf16_ps(sum[row][1], factor, right);
+        }
+    }
+    for (int row = 0; row < ROWS; row++)
+        for (int half = 0; half < 2; half++) {
+            if (part) sum[row][half] += _mm512_loadu_ps(part + row * part_stride + half * LANES);
+            _mm512_storeu_ps(out + row * PANEL + half * LANES, sum[row][half]);
+        }
+}
+
+// What a product reads rows of T as.
+template <typename T>
+using Read = T;
+#else
+template <typename T>
+using Read = float;
+#endif
+
+template <int ROWS, typename X, typename T>
+inline void some_rows(int rows, const X *x, int64_t depth, const T *panel, const float *part, int64_t part_stride,
                       float *out) {
     if (rows == ROWS)
         block_product<ROWS>(x, depth, panel, part, part_stride, out);
@@ -239,23 +274,39 @@ bool by_tiles(int64_t rows, int64_t depth) {
 #endif
 }
 
+// Rows of x side by side, `padded` channels each, widened or as they are; zeros behind their channels and up to `filled`
+// rows.
+template <typename To, typename T>
+const To *gathered(const T *x, int64_t x_stride, int64_t rows, int64_t depth, int64_t padded, int64_t filled,
+                   std::vector<To> &into) {
+    into.resize(filled * padded);
+    To *out = into.data();
+#pragma omp parallel for if (rows * depth > SMALL)
+    for (int64_t row = 0; row < rows; row++) {
+        To *to = out + row * padded;
+        const T *from = x + row * x_stride;
+        if constexpr (std::is_same<To, T>::value) {
+            std::memcpy(to, from, depth * sizeof(T));
+        } else {
+#pragma omp simd
+            for (int64_t d = 0; d < depth; d++) to[d] = load(from[d]);
+        }
+        std::fill(to + depth, to + padded, To{});
+    }
+    std::fill(out + rows * padded, out + filled * padded, To{});
+    return out;
+}
+
 // y = x W^T + s (x A^T) B^T + bias, summed in fp32 and rounded once before the bias and once behind it.
 template <typename T>
 void product(const T *x, int64_t x_stride, int64_t rows, int64_t depth, const T *packed, int64_t outputs, const T *bias,
              T *y, int64_t y_stride, const Rows *blocks, int64_t num_blocks, const Adapter *adapters) {
     int64_t padded = even(depth), panels = (outputs + PANEL - 1) / PANEL;
     thread_local std::vector<float> wide, part;
-    wide.resize(rows * padded);
-    for (int64_t row = 0; row < rows && (adapters || !by_tiles<T>(rows, depth)); row++) {
-        float *to = wide.data() + row * padded;
-        const T *from = x + row * x_stride;
-#pragma omp simd
-        for (int64_t d = 0; d < depth; d++) to[d] = load(from[d]);
-        if (padded > depth) to[depth] = 0.0f;
-    }
-    const float *in = wide.data(), *parts = nullptr;
+    const float *parts = nullptr;
     if (adapters) {
         part.resize(rows * panels * PANEL);
+        const float *in = gathered<float>(x, x_stride, rows, depth, padded, rows, wide);
         adapter_parts(in, depth, blocks, num_blocks, adapters, outputs, part.data(), panels * PANEL);
         parts = part.data();
     }
@@ -270,12 +321,8 @@ void product(const T *x, int64_t x_stride, int64_t rows, int64_t depth, const T 
 #ifdef HAS_TILES
     if constexpr (std::is_same<T, bf16>::value) {
         if (by_tiles<T>(rows, depth)) {
-            int64_t groups = (rows + 31) / 32;
             thread_local std::vector<bf16> dense;
-            dense.assign(groups * 32 * depth, bf16{0});
-            for (int64_t row = 0; row < rows; row++)
-                std::memcpy(dense.data() + row * depth, x + row * x_stride, depth * sizeof(bf16));
-            const bf16 *filled_rows = dense.data();
+            const bf16 *in = gathered<bf16>(x, x_stride, rows, depth, depth, (rows + 31) / 32 * 32, dense);
 #pragma omp parallel
             {
                 alignas(64) float sums[32 * PANEL];
@@ -285,7 +332,7 @@ void product(const T *x, int64_t x_stride, int64_t rows, int64_t depth, const T 
                     int64_t first = panel * PANEL, own = std::min<int64_t>(PANEL, outputs - first);
                     for (int64_t start = 0; start < rows; start += 32) {
                         int64_t count = std::min<int64_t>(32, rows - start);
-                        tiles_product(filled_rows + start * depth, depth, count > 16, packed + panel * depth * PANEL, sums);
+                        tiles_product(in + start * depth, depth, count > 16, packed + panel * depth * PANEL, sums);
                         for (int64_t row = 0; row < count; row++) {
                             float *sum = sums + row * PANEL;
                             if (parts) {
@@ -303,6 +350,8 @@ void product(const T *x, int64_t x_stride, int64_t rows, int64_t depth, const T 
         }
     }
 #endif
+    thread_local std::vector<Read<T>> dense;
+    const Read<T> *in = gathered<Read<T>>(x, x_stride, rows, depth, padded, rows, dense);
 #pragma omp parallel for schedule(static)
     for (int64_t panel = 0; panel < panels; panel++) {
         const T *weights = packed + panel * padded * PANEL;
@@ -311,7 +360,7 @@ void product(const T *x, int64_t x_stride, int64_t rows, int64_t depth, const T 
         for (int64_t start = 0; start < rows; start += FEW) {
             int count = int(std::min<int64_t>(FEW, rows - start));
             some_rows<FEW>(count, in + start * padded, padded, weights,
-                             parts ? parts + start * panels * PANEL + first : nullptr, panels * PANEL, sums);
+                           parts ? parts + start * panels * PANEL + first : nullptr, panels * PANEL, sums);
             for (int row = 0; row < count; row++) finish(start + row, first, own, sums + row * PANEL);
         }
     }

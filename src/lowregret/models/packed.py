@@ -26,8 +26,8 @@ Site = nn.Linear | AdaptedLinear
 MOST_ROWS = 256
 """Rows up to which a packed matrix is used."""
 MOST_ROWS_BF16 = 32
-"""The same in bf16 where the processor multiplies it and the packed product does not use its tiles: there more rows are
-faster in its own products."""
+"""The same in bf16 where the processor multiplies it and the packed product knows no way to have it do so: there more rows
+are faster in torch's products."""
 BLOCK_ROWS = 4
 """Rows of a slot that one thread takes at a time."""
 
@@ -67,7 +67,7 @@ class PackedSites:
 
     def takes(self, x_TD: Tensor) -> bool:
         """Whether these are few enough rows."""
-        slow = x_TD.dtype == torch.bfloat16 and not widens(x_TD) and native.best_way() != native.Way.TILES
+        slow = x_TD.dtype == torch.bfloat16 and not widens(x_TD) and native.best_way() is None
         return x_TD.shape[0] <= (MOST_ROWS_BF16 if slow else MOST_ROWS)
 
     def blocks(self, num_rows: int) -> Tensor:
