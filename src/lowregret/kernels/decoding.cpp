@@ -366,68 +366,124 @@ void product(const T *x, int64_t x_stride, int64_t rows, int64_t depth, const T 
     }
 }
 
+constexpr int64_t AHEAD_PAST = 4096;  // bytes of keys and values asked for
+constexpr int64_t STRIP = 4 * LANES;  // channels of LANES keys that are multiplied at once
+
+// `count` rows of x widened, with zeros up to LANES rows of `padded` channels.
+template <typename T>
+inline void widened(const T *x, int64_t count, int64_t channels, int64_t padded, float *out) {
+    for (int64_t row = 0; row < count; row++) {
+        const T *from = x + row * channels;
+        float *to = out + row * padded;
+        for (int64_t line = 0; line < channels * int64_t(sizeof(T)); line += 64)
+            __builtin_prefetch(reinterpret_cast<const char *>(from) + AHEAD_PAST + line, 0, 3);
+#pragma omp simd
+        for (int64_t c = 0; c < channels; c++) to[c] = load(from[c]);
+        for (int64_t c = channels; c < padded; c++) to[c] = 0.0f;
+    }
+    std::fill(out + count * padded, out + LANES * padded, 0.0f);
+}
+
+// Lane k of the result is the sum of the lanes of parts[k].
+inline lanes sums_of(lanes *parts) {
+#ifdef __AVX512F__
+    const __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0),
+                  odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+    for (int number = LANES; number > 1; number /= 2)
+        for (int k = 0; k < number; k += 2)
+            parts[k / 2] = _mm512_permutex2var_ps(parts[k], even, parts[k + 1]) +
+                           _mm512_permutex2var_ps(parts[k], odd, parts[k + 1]);
+    return parts[0];
+#else
+    lanes sums;
+    for (int k = 0; k < LANES; k++) {
+        float sum = 0.0f;
+        for (int lane = 0; lane < LANES; lane++) sum += parts[k][lane];
+        sums[k] = sum;
+    }
+    return sums;
+#endif
+}
+
+// Products of a query with each of LANES keys.
+inline lanes scores_of(const float *query, const float *keys, int64_t padded) {
+    lanes parts[LANES] = {};
+    for (int64_t c = 0; c < padded; c += STRIP) {
+        lanes q[4];
+        for (int v = 0; v < 4; v++) q[v] = read<lanes>(query + c + v * LANES);
+        for (int k = 0; k < LANES; k++)
+            for (int v = 0; v < 4; v++) parts[k] += q[v] * read<lanes>(keys + k * padded + c + v * LANES);
+    }
+    return sums_of(parts);
+}
+
+// sum [padded] += weights [LANES] times values [LANES, padded].
+inline void add_weighted(const float *weights, const float *values, int64_t padded, float *sum) {
+    for (int64_t c = 0; c < padded; c += STRIP) {
+        lanes total[4];
+        for (int v = 0; v < 4; v++) total[v] = read<lanes>(sum + c + v * LANES);
+        for (int k = 0; k < LANES; k++)
+            for (int v = 0; v < 4; v++) total[v] += weights[k] * read<lanes>(values + k * padded + c + v * LANES);
+        for (int v = 0; v < 4; v++) write(sum + c + v * LANES, total[v]);
+    }
+}
+
 // One query a row and head against the row's own past. Keys and values [rows of the cache, K, length, channels] lie dense;
-// the row's new ones are written to them first, at `held`. `group` heads share a key-value head.
+// the row's new ones are written to them first, at `held`. `group` heads share a key-value head: LANES keys or values are
+// widened once for all of them.
 template <typename T>
 void attend(const T *q, int64_t q_row, int64_t q_head, const T *k, int64_t k_row, int64_t k_head, const T *v,
             int64_t v_row, int64_t v_head, T *keys, T *values, const int64_t *cache_rows, const int64_t *held, T *out,
             int64_t rows, int64_t kv_heads, int64_t group, int64_t channels, int64_t value_channels, int64_t length,
             float scale, int64_t window) {
+    auto in_strips = [](int64_t number) { return (number + STRIP - 1) / STRIP * STRIP; };
+    int64_t padded = in_strips(channels), value_padded = in_strips(value_channels), widest = std::max(padded, value_padded);
 #pragma omp parallel for collapse(2) schedule(dynamic, 4)
     for (int64_t row = 0; row < rows; row++) {
         for (int64_t head = 0; head < kv_heads; head++) {
-            thread_local std::vector<float> scores, wide, line;
+            thread_local std::vector<float> scores, queries, sums, block;
             int64_t last = held[row], from = window > 0 ? std::max<int64_t>(0, last + 1 - window) : 0;
+            int64_t seen = last + 1 - from, scores_row = (seen + LANES - 1) / LANES * LANES;
             T *own_keys = keys + (cache_rows[row] * kv_heads + head) * length * channels;
             T *own_values = values + (cache_rows[row] * kv_heads + head) * length * value_channels;
             std::memcpy(own_keys + last * channels, k + row * k_row + head * k_head, channels * sizeof(T));
             std::memcpy(own_values + last * value_channels, v + row * v_row + head * v_head, value_channels * sizeof(T));
-            scores.resize(group * (last + 1));
-            wide.resize(group * std::max(channels, value_channels));
-            line.resize(std::max(channels, value_channels));
-            float *one = line.data();  // a key or value, widened once for all heads that share it
+            scores.resize(group * scores_row);
+            block.resize(LANES * widest);
+            queries.assign(group * padded, 0.0f);
+            sums.assign(group * value_padded, 0.0f);
             for (int64_t g = 0; g < group; g++)
                 for (int64_t c = 0; c < channels; c++)
-                    wide[g * channels + c] = load(q[row * q_row + (head * group + g) * q_head + c]) * scale;
-            for (int64_t at = from; at <= last; at++) {
-                const T *key = own_keys + at * channels;
-#pragma omp simd
-                for (int64_t c = 0; c < channels; c++) one[c] = load(key[c]);
-                for (int64_t g = 0; g < group; g++) {
-                    const float *query = wide.data() + g * channels;
-                    float dot = 0.0f;
-#pragma omp simd reduction(+ : dot)
-                    for (int64_t c = 0; c < channels; c++) dot += query[c] * one[c];
-                    scores[g * (last + 1) + at] = dot;
-                }
+                    queries[g * padded + c] = load(q[row * q_row + (head * group + g) * q_head + c]) * scale;
+            for (int64_t at = 0; at < seen; at += LANES) {
+                widened(own_keys + (from + at) * channels, std::min<int64_t>(LANES, seen - at), channels, padded,
+                        block.data());
+                for (int64_t g = 0; g < group; g++)
+                    write(scores.data() + g * scores_row + at, scores_of(&queries[g * padded], block.data(), padded));
             }
             for (int64_t g = 0; g < group; g++) {
-                float *x = scores.data() + g * (last + 1), most = x[from], sum = 0.0f;
+                float *x = scores.data() + g * scores_row, most = x[0], sum = 0.0f;
 #pragma omp simd reduction(max : most)
-                for (int64_t at = from; at <= last; at++) most = x[at] > most ? x[at] : most;
+                for (int64_t at = 0; at < seen; at++) most = x[at] > most ? x[at] : most;
 #pragma omp simd reduction(+ : sum)
-                for (int64_t at = from; at <= last; at++) {
+                for (int64_t at = 0; at < seen; at++) {
                     x[at] = exponential(x[at] - most);
                     sum += x[at];
                 }
                 float factor = 1.0f / sum;
 #pragma omp simd
-                for (int64_t at = from; at <= last; at++) x[at] *= factor;
+                for (int64_t at = 0; at < seen; at++) x[at] *= factor;
+                std::fill(x + seen, x + scores_row, 0.0f);
             }
-            std::fill(wide.begin(), wide.end(), 0.0f);
-            for (int64_t at = from; at <= last; at++) {
-                const T *value = own_values + at * value_channels;
-#pragma omp simd
-                for (int64_t c = 0; c < value_channels; c++) one[c] = load(value[c]);
-                for (int64_t g = 0; g < group; g++) {
-                    float weight = scores[g * (last + 1) + at], *sum = wide.data() + g * value_channels;
-#pragma omp simd
-                    for (int64_t c = 0; c < value_channels; c++) sum[c] += weight * one[c];
-                }
+            for (int64_t at = 0; at < seen; at += LANES) {
+                widened(own_values + (from + at) * value_channels, std::min<int64_t>(LANES, seen - at), value_channels,
+                        value_padded, block.data());
+                for (int64_t g = 0; g < group; g++)
+                    add_weighted(&scores[g * scores_row + at], block.data(), value_padded, &sums[g * value_padded]);
             }
             for (int64_t g = 0; g < group; g++) {
                 T *to = out + ((row * kv_heads + head) * group + g) * value_channels;
-                for (int64_t c = 0; c < value_channels; c++) store(to + c, wide[g * value_channels + c]);
+                for (int64_t c = 0; c < value_channels; c++) store(to + c, sums[g * value_padded + c]);
             }
         }
     }
