@@ -10,11 +10,16 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "blocks.h"
 #include "rows.h"
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 
 extern "C" int64_t ways();
 
@@ -211,21 +216,48 @@ void adapter_part(const float *x, int64_t x_row, int64_t depth, const Adapter &o
     }
 }
 
-// Of each row's own adapter, zero for rows without one.
-void adapter_parts(const float *x, int64_t depth, const Rows *blocks, int64_t num_blocks, const Adapter *adapters,
-                   int64_t outputs, float *part, int64_t part_row) {
+// A matrix that rows are multiplied by: packed [outputs, depth]; a bias or none; where the product goes; a table of
+// adapters or none.
+template <typename T>
+struct Matrix {
+    const T *packed;
+    int64_t outputs;
+    const T *bias;
+    T *y;
+    int64_t y_row;
+    const Adapter *adapters;
+    const float *part = nullptr;  // of the adapters [rows, filled()]
+
+    int64_t panels() const { return (outputs + PANEL - 1) / PANEL; }
+    int64_t filled() const { return panels() * PANEL; }
+};
+
+// Of each row's own adapter at each matrix, zero for rows without one; at `part`, one matrix behind the other.
+template <typename T>
+void adapter_parts(const float *x, int64_t rows, int64_t depth, const Rows *blocks, int64_t num_blocks,
+                   Matrix<T> *matrices, int64_t number, float *part) {
+    for (int64_t m = 0; m < number; m++) {
+        if (!matrices[m].adapters) continue;
+        matrices[m].part = part;
+        part += rows * matrices[m].filled();
+    }
     int64_t x_row = even(depth);
-#pragma omp parallel for schedule(dynamic)
-    for (int64_t index = 0; index < num_blocks; index++) {
-        const Rows &block = blocks[index];
-        const Adapter none = {nullptr, nullptr, 0}, &own = block.slot < 0 ? none : adapters[block.slot];
-        int64_t row = block.start;
-        for (; row + 4 <= block.stop; row += 4)
-            adapter_part<4>(x + row * x_row, x_row, depth, own, outputs, part + row * part_row, part_row);
-        for (; row + 2 <= block.stop; row += 2)
-            adapter_part<2>(x + row * x_row, x_row, depth, own, outputs, part + row * part_row, part_row);
-        for (; row < block.stop; row++)
-            adapter_part<1>(x + row * x_row, x_row, depth, own, outputs, part + row * part_row, part_row);
+#pragma omp parallel for collapse(2) schedule(dynamic)
+    for (int64_t m = 0; m < number; m++) {
+        for (int64_t index = 0; index < num_blocks; index++) {
+            const Matrix<T> &matrix = matrices[m];
+            if (!matrix.adapters) continue;
+            const Rows &block = blocks[index];
+            const Adapter none = {nullptr, nullptr, 0}, &own = block.slot < 0 ? none : matrix.adapters[block.slot];
+            int64_t row = block.start, width = matrix.filled();
+            float *to = const_cast<float *>(matrix.part);
+            for (; row + 4 <= block.stop; row += 4)
+                adapter_part<4>(x + row * x_row, x_row, depth, own, matrix.outputs, to + row * width, width);
+            for (; row + 2 <= block.stop; row += 2)
+                adapter_part<2>(x + row * x_row, x_row, depth, own, matrix.outputs, to + row * width, width);
+            for (; row < block.stop; row++)
+                adapter_part<1>(x + row * x_row, x_row, depth, own, matrix.outputs, to + row * width, width);
+        }
     }
 }
 
@@ -297,51 +329,65 @@ const To *gathered(const T *x, int64_t x_stride, int64_t rows, int64_t depth, in
     return out;
 }
 
-// y = x W^T + s (x A^T) B^T + bias, summed in fp32 and rounded once before the bias and once behind it.
+// Which panel of which matrix is the n-th of all.
 template <typename T>
-void product(const T *x, int64_t x_stride, int64_t rows, int64_t depth, const T *packed, int64_t outputs, const T *bias,
-             T *y, int64_t y_stride, const Rows *blocks, int64_t num_blocks, const Adapter *adapters) {
-    int64_t padded = even(depth), panels = (outputs + PANEL - 1) / PANEL;
-    thread_local std::vector<float> wide, part;
-    const float *parts = nullptr;
-    if (adapters) {
-        part.resize(rows * panels * PANEL);
-        const float *in = gathered<float>(x, x_stride, rows, depth, padded, rows, wide);
-        adapter_parts(in, depth, blocks, num_blocks, adapters, outputs, part.data(), panels * PANEL);
-        parts = part.data();
-    }
-    // A row of sums in fp32, the adapter's part added, rounded once.
-    auto finish = [&](int64_t row, int64_t first, int64_t own, const float *sums) {
-        T *to = y + row * y_stride + first;
+inline std::pair<const Matrix<T> *, int64_t> panel_of(const Matrix<T> *matrices, int64_t n) {
+    for (; n >= matrices->panels(); matrices++) n -= matrices->panels();
+    return {matrices, n};
+}
+
+// Sums [count, PANEL] of the rows from `start` on and a panel, rounded once before the bias and once behind it.
+template <typename T>
+inline void finish(const Matrix<T> &matrix, int64_t panel, int64_t start, int64_t count, const float *sums) {
+    int64_t first = panel * PANEL, own = std::min<int64_t>(PANEL, matrix.outputs - first);
+    for (int64_t row = 0; row < count; row++) {
+        T *to = matrix.y + (start + row) * matrix.y_row + first;
 #pragma omp simd
-        for (int64_t f = 0; f < own; f++) store(to + f, sums[f]);
-        if (bias)
-            for (int64_t f = 0; f < own; f++) store(to + f, load(to[f]) + load(bias[first + f]));
-    };
+        for (int64_t f = 0; f < own; f++) store(to + f, sums[row * PANEL + f]);
+        if (matrix.bias)
+            for (int64_t f = 0; f < own; f++) store(to + f, load(to[f]) + load(matrix.bias[first + f]));
+    }
+}
+
+// y = x W^T + s (x A^T) B^T + bias of every matrix, summed in fp32 and rounded once before the bias and once behind it.
+template <typename T>
+void products(const T *x, int64_t x_row, int64_t rows, int64_t depth, Matrix<T> *matrices, int64_t number,
+              const Rows *blocks, int64_t num_blocks) {
+    int64_t padded = even(depth), panels = 0, widths = 0;
+    bool adapted = false;
+    for (int64_t m = 0; m < number; m++) {
+        panels += matrices[m].panels();
+        widths += matrices[m].filled();
+        adapted = adapted || matrices[m].adapters;
+    }
+    thread_local std::vector<float> wide, parts;
+    if (adapted) {
+        parts.resize(rows * widths);
+        const float *in = gathered<float>(x, x_row, rows, depth, padded, rows, wide);
+        adapter_parts(in, rows, depth, blocks, num_blocks, matrices, number, parts.data());
+    }
 #ifdef HAS_TILES
     if constexpr (std::is_same<T, bf16>::value) {
         if (by_tiles<T>(rows, depth)) {
             thread_local std::vector<bf16> dense;
-            const bf16 *in = gathered<bf16>(x, x_stride, rows, depth, depth, (rows + 31) / 32 * 32, dense);
+            const bf16 *in = gathered<bf16>(x, x_row, rows, depth, depth, (rows + 31) / 32 * 32, dense);
 #pragma omp parallel
             {
                 alignas(64) float sums[32 * PANEL];
                 Tiles::begin();
 #pragma omp for schedule(static)
-                for (int64_t panel = 0; panel < panels; panel++) {
-                    int64_t first = panel * PANEL, own = std::min<int64_t>(PANEL, outputs - first);
+                for (int64_t n = 0; n < panels; n++) {
+                    auto [matrix, panel] = panel_of(matrices, n);
+                    const bf16 *weights = matrix->packed + panel * depth * PANEL;
                     for (int64_t start = 0; start < rows; start += 32) {
                         int64_t count = std::min<int64_t>(32, rows - start);
-                        tiles_product(in + start * depth, depth, count > 16, packed + panel * depth * PANEL, sums);
-                        for (int64_t row = 0; row < count; row++) {
-                            float *sum = sums + row * PANEL;
-                            if (parts) {
-                                const float *part = parts + (start + row) * panels * PANEL + first;
+                        tiles_product(in + start * depth, depth, count > 16, weights, sums);
+                        for (int64_t row = 0; matrix->part && row < count; row++) {
+                            const float *part = matrix->part + (start + row) * matrix->filled() + panel * PANEL;
 #pragma omp simd
-                                for (int64_t f = 0; f < PANEL; f++) sum[f] += part[f];
-                            }
-                            finish(start + row, first, own, sum);
+                            for (int64_t f = 0; f < PANEL; f++) sums[row * PANEL + f] += part[f];
                         }
+                        finish(*matrix, panel, start, count, sums);
                     }
                 }
                 Tiles::end();
@@ -351,22 +397,23 @@ void product(const T *x, int64_t x_stride, int64_t rows, int64_t depth, const T 
     }
 #endif
     thread_local std::vector<Read<T>> dense;
-    const Read<T> *in = gathered<Read<T>>(x, x_stride, rows, depth, padded, rows, dense);
+    const Read<T> *in = gathered<Read<T>>(x, x_row, rows, depth, padded, rows, dense);
 #pragma omp parallel for schedule(static)
-    for (int64_t panel = 0; panel < panels; panel++) {
-        const T *weights = packed + panel * padded * PANEL;
-        int64_t first = panel * PANEL, own = std::min<int64_t>(PANEL, outputs - first);
+    for (int64_t n = 0; n < panels; n++) {
+        auto [matrix, panel] = panel_of(matrices, n);
+        const T *weights = matrix->packed + panel * padded * PANEL;
+        int64_t part_row = matrix->filled();
         float sums[FEW * PANEL];
         for (int64_t start = 0; start < rows; start += FEW) {
             int count = int(std::min<int64_t>(FEW, rows - start));
-            some_rows<FEW>(count, in + start * padded, padded, weights,
-                           parts ? parts + start * panels * PANEL + first : nullptr, panels * PANEL, sums);
-            for (int row = 0; row < count; row++) finish(start + row, first, own, sums + row * PANEL);
+            const float *part = matrix->part ? matrix->part + start * part_row + panel * PANEL : nullptr;
+            some_rows<FEW>(count, in + start * padded, padded, weights, part, part_row, sums);
+            finish(*matrix, panel, start, count, sums);
         }
     }
 }
 
-constexpr int64_t AHEAD_PAST = 4096;  // bytes of keys and values asked for
+constexpr int64_t AHEAD_PAST = 4096;  // bytes of keys and values that are asked for ahead
 constexpr int64_t STRIP = 4 * LANES;  // channels of LANES keys that are multiplied at once
 
 // `count` rows of x widened, with zeros up to LANES rows of `padded` channels.
@@ -511,10 +558,13 @@ void step(const Layer *layers, int64_t num_layers, const Sizes &at, T *h, const 
     std::vector<T> gate(at.rows * at.inner), up(gate.size()), middle(gate.size());
     for (int64_t index = 0; index < num_layers; index++) {
         const Layer &layer = layers[index];
-        auto multiply = [&](int site, const std::vector<T> &x, int64_t depth, std::vector<T> &y, int64_t outputs) {
-            product<T>(x.data(), depth, at.rows, depth, reinterpret_cast<const T *>(layer.matrices[site]), outputs,
-                       nullptr, y.data(), outputs, blocks, num_blocks,
-                       reinterpret_cast<const Adapter *>(layer.adapters[site]));
+        auto matrix = [&](int site, std::vector<T> &y, int64_t outputs) {
+            return Matrix<T>{reinterpret_cast<const T *>(layer.matrices[site]), outputs, nullptr, y.data(), outputs,
+                             reinterpret_cast<const Adapter *>(layer.adapters[site])};
+        };
+        auto multiply = [&](const std::vector<T> &x, int64_t depth, std::initializer_list<Matrix<T>> given) {
+            std::vector<Matrix<T>> matrices(given);
+            products<T>(x.data(), depth, at.rows, depth, matrices.data(), matrices.size(), blocks, num_blocks);
         };
         auto add = [&] {
             for (int64_t i = 0; i < at.rows * at.width; i++) store(h + i, load(h[i]) + load(added[i]));
@@ -524,9 +574,7 @@ void step(const Layer *layers, int64_t num_layers, const Sizes &at, T *h, const 
                         at.width, eps, false);
         };
         norm(layer.norm, at.eps);
-        multiply(0, normed, at.width, q, queries);
-        multiply(1, normed, at.width, k, keys);
-        multiply(2, normed, at.width, v, keys);
+        multiply(normed, at.width, {matrix(0, q, queries), matrix(1, k, keys), matrix(2, v, keys)});
         if (layer.turns) {
             rotate<T>(q.data(), queries, at.channels, cosine, sine, turned_q.data(), queries, at.channels, at.rows,
                       at.heads, at.channels, 1.0f);
@@ -537,13 +585,12 @@ void step(const Layer *layers, int64_t num_layers, const Sizes &at, T *h, const 
                   at.channels, v.data(), keys, at.channels, reinterpret_cast<T *>(layer.keys),
                   reinterpret_cast<T *>(layer.values), cache_rows, held, attended.data(), at.rows, at.kv_heads,
                   at.heads / at.kv_heads, at.channels, at.channels, at.length, at.scale, layer.window);
-        multiply(3, attended, queries, added, at.width);
+        multiply(attended, queries, {matrix(3, added, at.width)});
         add();
         norm(layer.norm_mlp, at.eps_mlp);
-        multiply(4, normed, at.width, gate, at.inner);
-        multiply(5, normed, at.width, up, at.inner);
+        multiply(normed, at.width, {matrix(4, gate, at.inner), matrix(5, up, at.inner)});
         swiglu<T>(gate.data(), up.data(), middle.data(), at.inner, at.rows, at.inner);
-        multiply(6, middle, at.inner, added, at.width);
+        multiply(middle, at.inner, {matrix(6, added, at.width)});
         add();
     }
 }
@@ -608,7 +655,8 @@ extern "C" int64_t packed_size(int64_t outputs, int64_t depth) {
     extern "C" void product_##NAME(const T *x, int64_t xs, int64_t rows, int64_t depth, const T *packed,               \
                                    int64_t outputs, const T *bias, T *y, int64_t ys, const Rows *blocks,               \
                                    int64_t num_blocks, const Adapter *adapters) {                                      \
-        product<T>(x, xs, rows, depth, packed, outputs, bias, y, ys, blocks, num_blocks, adapters);                    \
+        Matrix<T> matrix = {packed, outputs, bias, y, ys, adapters};                                                   \
+        products<T>(x, xs, rows, depth, &matrix, 1, blocks, num_blocks);                                               \
     }                                                                                                                  \
     extern "C" void attend_##NAME(const T *q, int64_t qr, int64_t qh, const T *k, int64_t kr, int64_t kh, const T *v,  \
                                   int64_t vr, int64_t vh, T *keys, T *values, const int64_t *cache_rows,               \
