@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,9 @@ from lowregret.kernels import build
 from tiny import needs_compiler
 
 pytestmark = needs_compiler
+
+PROCESSORS = ("x86-64", "haswell", "skylake-avx512", "cooperlake", "sapphirerapids")
+"""Without AVX2, with it, with AVX-512, with its bf16 and with AMX: each takes other lines of the sources."""
 
 
 @pytest.fixture
@@ -36,3 +42,13 @@ def test_what_others_may_write_is_not_run(cache: Path) -> None:
     (cache / "kernels").chmod(0o770)
     with pytest.warns(UserWarning, match="kernels belongs to somebody else or others may write to it; remove it"):
         assert build.library.__wrapped__() is None
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64" or shutil.which("g++") is None, reason="names gcc's x86 processors")
+@pytest.mark.parametrize("processor", PROCESSORS)
+def test_the_sources_are_sound_for_every_kind_of_processor(processor: str) -> None:
+    """Compiled for the one at hand alone, a mistake in another's lines would only cost that one its speed, silently."""
+    flags = [flag for flag in build.FLAGS if flag not in ("-O3", "-march=native", "-shared")]
+    command = ["g++", "-O0", f"-march={processor}", "-fsyntax-only", *flags, *map(str, build.SOURCES)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -64,18 +64,19 @@ def test_each_row_meets_its_own_adapter_in_the_accumulator(depth: int, dtype: to
     assert bool((found[:3] - packed_product_reference(x, weight, {}, spans)[:3]).abs().max() > 1)
 
 
-def test_a_product_keeps_a_nan_in_its_row() -> None:
-    x = torch.ones(3, 8)
+@pytest.mark.parametrize("dtype", FORMATS)
+def test_a_product_keeps_a_nan_in_its_row(dtype: torch.dtype) -> None:
+    x = torch.ones(3, 8, dtype=dtype)
     x[1, 4] = float("nan")
-    found = torch.empty(3, 40)
-    native.product(x, native.pack(torch.ones(40, 8)), found)
+    found = torch.empty(3, 40, dtype=dtype)
+    native.product(x, native.pack(torch.ones(40, 8, dtype=dtype)), found)
     assert bool(found[1].isnan().all())
     assert bool((found[[0, 2]] == 8.0).all())
 
 
 @pytest.mark.parametrize("dtype", FORMATS)
 @pytest.mark.parametrize("window", [None, 4, 100])
-@pytest.mark.parametrize("channels", [8, 20])
+@pytest.mark.parametrize("channels", [8, 20, 64, 96])
 def test_a_decoding_step_attends_to_each_rows_own_past(
     channels: int, window: int | None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:

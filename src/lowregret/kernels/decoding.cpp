@@ -175,24 +175,49 @@ struct Rows {
     int64_t start, stop, slot;
 };
 
+// Lane k of the result is the sum of the lanes of parts[k].
+inline lanes sums_of(lanes *parts) {
+#ifdef __AVX512F__
+    const __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0),
+                  odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+    for (int number = LANES; number > 1; number /= 2)
+        for (int k = 0; k < number; k += 2)
+            parts[k / 2] = _mm512_permutex2var_ps(parts[k], even, parts[k + 1]) +
+                           _mm512_permutex2var_ps(parts[k], odd, parts[k + 1]);
+    return parts[0];
+#else
+    lanes sums;
+    for (int k = 0; k < LANES; k++) {
+        float sum = 0.0f;
+        for (int lane = 0; lane < LANES; lane++) sum += parts[k][lane];
+        sums[k] = sum;
+    }
+    return sums;
+#endif
+}
+
 // part [ROWS, outputs] = s (x A^T) B^T, whose matrices are read once for all of these rows.
 template <int ROWS>
 void adapter_part(const float *x, int64_t x_row, int64_t depth, const Adapter &own, int64_t outputs, float *part,
                   int64_t part_row) {
+    constexpr int RANKS = LANES / ROWS;  // as many sums at once as a vector has lanes
     thread_local std::vector<float> inner;
-    inner.resize(own.rank * ROWS);
-    for (int64_t r = 0; r < own.rank; r++) {
-        const float *a = own.down + r * depth;
-        lanes sum[ROWS] = {};
+    inner.resize((own.rank + RANKS) * ROWS);
+    for (int64_t r = 0; r < own.rank; r += RANKS) {
+        const float *a[RANKS];
+        for (int k = 0; k < RANKS; k++) a[k] = own.down + std::min<int64_t>(r + k, own.rank - 1) * depth;
+        lanes sum[LANES] = {};
         int64_t d = 0;
-        for (; d + LANES <= depth; d += LANES)
-            for (int row = 0; row < ROWS; row++) sum[row] += read<lanes>(x + row * x_row + d) * read<lanes>(a + d);
-        for (int row = 0; row < ROWS; row++) {
-            float u = 0.0f;
-            for (int lane = 0; lane < LANES; lane++) u += sum[row][lane];
-            for (int64_t rest = d; rest < depth; rest++) u += x[row * x_row + rest] * a[rest];
-            inner[r * ROWS + row] = u;
+        for (; d + LANES <= depth; d += LANES) {
+            lanes columns[ROWS];
+            for (int row = 0; row < ROWS; row++) columns[row] = read<lanes>(x + row * x_row + d);
+            for (int k = 0; k < RANKS; k++)
+                for (int row = 0; row < ROWS; row++) sum[k * ROWS + row] += columns[row] * read<lanes>(a[k] + d);
         }
+        write(&inner[r * ROWS], sums_of(sum));
+        for (; d < depth; d++)
+            for (int k = 0; k < RANKS; k++)
+                for (int row = 0; row < ROWS; row++) inner[(r + k) * ROWS + row] += x[row * x_row + d] * a[k][d];
     }
     int64_t f = 0;
     for (; f + PANEL <= outputs; f += PANEL) {
@@ -416,6 +441,23 @@ void products(const T *x, int64_t x_row, int64_t rows, int64_t depth, Matrix<T> 
 constexpr int64_t AHEAD_PAST = 4096;  // bytes of keys and values that are asked for ahead
 constexpr int64_t STRIP = 4 * LANES;  // channels of LANES keys that are multiplied at once
 
+// Where a channel stands in a widened row: of pairs of bf16 those of the lower halves first.
+inline int64_t spot(const float *, int64_t c) { return c; }
+
+inline int64_t spot(const bf16 *, int64_t c) {
+    return c / (2 * LANES) * (2 * LANES) + c % 2 * LANES + c % (2 * LANES) / 2;
+}
+
+inline void widen_vectors(const float *from, float *to) {
+    for (int half = 0; half < 2; half++) write(to + half * LANES, read<lanes>(from + half * LANES));
+}
+
+inline void widen_vectors(const bf16 *from, float *to) {
+    words both = read<words>(from), low = both << 16, high = both & 0xffff0000u;
+    write(to, read<lanes>(&low));
+    write(to + LANES, read<lanes>(&high));
+}
+
 // `count` rows of x widened, with zeros up to LANES rows of `padded` channels.
 template <typename T>
 inline void widened(const T *x, int64_t count, int64_t channels, int64_t padded, float *out) {
@@ -424,32 +466,13 @@ inline void widened(const T *x, int64_t count, int64_t channels, int64_t padded,
         float *to = out + row * padded;
         for (int64_t line = 0; line < channels * int64_t(sizeof(T)); line += 64)
             __builtin_prefetch(reinterpret_cast<const char *>(from) + AHEAD_PAST + line, 0, 3);
-#pragma omp simd
-        for (int64_t c = 0; c < channels; c++) to[c] = load(from[c]);
-        for (int64_t c = channels; c < padded; c++) to[c] = 0.0f;
+        int64_t c = 0;
+        for (; c + 2 * LANES <= channels; c += 2 * LANES) widen_vectors(from + c, to + c);
+        if (c == padded) continue;
+        std::fill(to + c, to + padded, 0.0f);
+        for (; c < channels; c++) to[spot(from, c)] = load(from[c]);
     }
     std::fill(out + count * padded, out + LANES * padded, 0.0f);
-}
-
-// Lane k of the result is the sum of the lanes of parts[k].
-inline lanes sums_of(lanes *parts) {
-#ifdef __AVX512F__
-    const __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0),
-                  odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
-    for (int number = LANES; number > 1; number /= 2)
-        for (int k = 0; k < number; k += 2)
-            parts[k / 2] = _mm512_permutex2var_ps(parts[k], even, parts[k + 1]) +
-                           _mm512_permutex2var_ps(parts[k], odd, parts[k + 1]);
-    return parts[0];
-#else
-    lanes sums;
-    for (int k = 0; k < LANES; k++) {
-        float sum = 0.0f;
-        for (int lane = 0; lane < LANES; lane++) sum += parts[k][lane];
-        sums[k] = sum;
-    }
-    return sums;
-#endif
 }
 
 // Products of a query with each of LANES keys.
@@ -463,6 +486,24 @@ inline lanes scores_of(const float *query, const float *keys, int64_t padded) {
     }
     return sums_of(parts);
 }
+
+#ifdef HAS_DOTS
+// The same of keys as they lie, `count` of them.
+inline lanes scores_of(const bf16 *query, const bf16 *keys, int64_t count, int64_t channels) {
+    lanes parts[LANES] = {};
+    for (int64_t k = 0; k < count; k++) {
+        const bf16 *key = keys + k * channels;
+        __m512 part = _mm512_setzero_ps();
+        for (int64_t c = 0; c < channels; c += 32) {
+            __builtin_prefetch(reinterpret_cast<const char *>(key + c) + AHEAD_PAST, 0, 3);
+            part = _mm512_dpbf16_ps(part, (__m512bh)_mm512_loadu_si512(query + c),
+                                    (__m512bh)_mm512_loadu_si512(key + c));
+        }
+        parts[k] = part;
+    }
+    return sums_of(parts);
+}
+#endif
 
 // sum [padded] += weights [LANES] times values [LANES, padded].
 inline void add_weighted(const float *weights, const float *values, int64_t padded, float *sum) {
@@ -483,6 +524,7 @@ void attend(const T *q, int64_t q_row, int64_t q_head, const T *k, int64_t k_row
             int64_t v_row, int64_t v_head, T *keys, T *values, const int64_t *cache_rows, const int64_t *held, T *out,
             int64_t rows, int64_t kv_heads, int64_t group, int64_t channels, int64_t value_channels, int64_t length,
             float scale, int64_t window) {
+    static_assert(STRIP % (2 * LANES) == 0, "a widened row is filled in pairs of vectors");
     auto in_strips = [](int64_t number) { return (number + STRIP - 1) / STRIP * STRIP; };
     int64_t padded = in_strips(channels), value_padded = in_strips(value_channels), widest = std::max(padded, value_padded);
 #pragma omp parallel for collapse(2) schedule(dynamic, 4)
@@ -491,6 +533,7 @@ void attend(const T *q, int64_t q_row, int64_t q_head, const T *k, int64_t k_row
             thread_local std::vector<float> scores, queries, sums, block;
             int64_t last = held[row], from = window > 0 ? std::max<int64_t>(0, last + 1 - window) : 0;
             int64_t seen = last + 1 - from, scores_row = (seen + LANES - 1) / LANES * LANES;
+            const T *own_queries = q + row * q_row + head * group * q_head;
             T *own_keys = keys + (cache_rows[row] * kv_heads + head) * length * channels;
             T *own_values = values + (cache_rows[row] * kv_heads + head) * length * value_channels;
             std::memcpy(own_keys + last * channels, k + row * k_row + head * k_head, channels * sizeof(T));
@@ -501,12 +544,23 @@ void attend(const T *q, int64_t q_row, int64_t q_head, const T *k, int64_t k_row
             sums.assign(group * value_padded, 0.0f);
             for (int64_t g = 0; g < group; g++)
                 for (int64_t c = 0; c < channels; c++)
-                    queries[g * padded + c] = load(q[row * q_row + (head * group + g) * q_head + c]) * scale;
+                    queries[g * padded + spot(q, c)] = load(own_queries[g * q_head + c]);
             for (int64_t at = 0; at < seen; at += LANES) {
-                widened(own_keys + (from + at) * channels, std::min<int64_t>(LANES, seen - at), channels, padded,
-                        block.data());
+                const T *some = own_keys + (from + at) * channels;
+                int64_t count = std::min<int64_t>(LANES, seen - at);
+                float *to = scores.data() + at;
+#ifdef HAS_DOTS
+                if constexpr (std::is_same<T, bf16>::value) {
+                    if (channels % 32 == 0) {
+                        for (int64_t g = 0; g < group; g++)
+                            write(to + g * scores_row, scale * scores_of(own_queries + g * q_head, some, count, channels));
+                        continue;
+                    }
+                }
+#endif
+                widened(some, count, channels, padded, block.data());
                 for (int64_t g = 0; g < group; g++)
-                    write(scores.data() + g * scores_row + at, scores_of(&queries[g * padded], block.data(), padded));
+                    write(to + g * scores_row, scale * scores_of(&queries[g * padded], block.data(), padded));
             }
             for (int64_t g = 0; g < group; g++) {
                 float *x = scores.data() + g * scores_row, most = x[0], sum = 0.0f;
@@ -530,7 +584,7 @@ void attend(const T *q, int64_t q_row, int64_t q_head, const T *k, int64_t k_row
             }
             for (int64_t g = 0; g < group; g++) {
                 T *to = out + ((row * kv_heads + head) * group + g) * value_channels;
-                for (int64_t c = 0; c < value_channels; c++) store(to + c, sums[g * value_padded + c]);
+                for (int64_t c = 0; c < value_channels; c++) store(to + c, sums[g * value_padded + spot(v, c)]);
             }
         }
     }
