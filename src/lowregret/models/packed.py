@@ -26,8 +26,8 @@ Site = nn.Linear | AdaptedLinear
 MOST_ROWS = 256
 """Rows up to which a packed matrix is used."""
 MOST_ROWS_BF16 = 32
-"""The same in bf16 where the processor multiplies it and the packed product knows no way to have it do so: there more rows
-are faster in torch's products."""
+"""The same in bf16 where the processor multiplies it and the packed product knows no way to have it do so: there more
+rows are faster in torch's products."""
 BLOCK_ROWS = 4
 """Rows of a slot that one thread takes at a time."""
 
