@@ -50,23 +50,48 @@ def test_adamw_equals_the_same_formula_by_torch(
         grad[:7] = 0.0  # with eps 0 these must stay where they are, but for the decay
         for block in pairs:
             block.grad.copy_(grad)
-        norm = fused.step(pairs[:1], 0.9)
+        update = fused.step(pairs[:1], 0.9)
+        assert update.bounded
         with monkeypatch.context() as patched:
             patched.setattr(native, "updates", lambda *_: False)
-            assert plain.step(pairs[1:], 0.9) == pytest.approx(norm, rel=1e-12)
+            other = plain.step(pairs[1:], 0.9)
+        assert other.norm == pytest.approx(update.norm, rel=1e-12)
+        assert other.bounded
     torch.testing.assert_close(pairs[0].value, pairs[1].value, rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(fused.moments["w"].first, plain.moments["w"].first, rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(fused.moments["w"].second, plain.moments["w"].second, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -2e30])
+@pytest.mark.parametrize("place", [0, NUMBER - 1])
+def test_a_weight_that_grew_beyond_all_bounds_is_told(
+    place: int, bad: float, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = ParameterBlock(name="v", role="full", value=numbers(2), grad=numbers(3))
+    block = ParameterBlock(name="w", role="full", value=numbers(1), grad=numbers(0))
+    block.value[place] = bad
+    if not compiled:
+        monkeypatch.setattr(native, "updates", lambda *_: False)
+    optimizer = AdamW(OptimSpec(lr=1e-3), (first, block))
+    assert not optimizer.step((first, block), 1.0).bounded
+    assert optimizer.step((first,), 1.0).bounded
+
+
+def stochastic(value: torch.Tensor, seed: int) -> torch.Tensor:
+    out = torch.empty_like(value, dtype=torch.bfloat16)
+    native.stochastic_bf16(value, seed, out)
+    return out
 
 
 @pytest.mark.parametrize("seed", [0, 1, -(2**63), 2**63 - 1])
 def test_stochastic_copies_have_the_bits_of_the_reference(seed: int) -> None:
     value = torch.cat([numbers(0), torch.tensor([float("inf"), -float("inf"), 0.0, -0.0, 1e-40])])
     expected = stochastic_bf16_reference(value, torch.tensor([seed]))
-    assert torch.equal(native.stochastic_bf16(value, seed).view(torch.int16), expected.view(torch.int16))
-    other = native.stochastic_bf16(value, seed ^ 1)
+    assert torch.equal(stochastic(value, seed).view(torch.int16), expected.view(torch.int16))
+    other = stochastic(value, seed ^ 1)
     assert 0.3 < float((other != expected).float().mean()) < 0.6  # other bits: a third at least is rounded otherwise
-    assert bool(native.stochastic_bf16(torch.tensor([float("nan"), -float("nan")]), seed).isnan().all())
+    assert bool(stochastic(torch.tensor([float("nan"), -float("nan")]), seed).isnan().all())
 
 
 def test_bf16_is_added_to_an_accumulator_exactly() -> None:

@@ -31,12 +31,17 @@ def stochastic_bf16(value: Tensor, generator: torch.Generator) -> Tensor:
         value: fp32, any shape.
         generator: gives the seed of the random bits, one word; on `value`'s device.
     """
-    value = value.contiguous()
+    return _write_stochastic(value.contiguous(), generator, torch.empty_like(value, dtype=torch.bfloat16))
+
+
+def _write_stochastic(value: Tensor, generator: torch.Generator, out: Tensor) -> Tensor:
+    """`stochastic_bf16` to a place that is there already: a copy of all weights is a pass over memory saved."""
     seed = torch.empty(1, dtype=torch.int64, device=value.device)
     seed.random_(-(2**63), None, generator=generator)  # all 64 bits: without bounds the highest would be zero
-    if native.updates(value):
-        return native.stochastic_bf16(value, int(seed))
-    return stochastic_bf16_reference(value, seed)
+    if native.updates(value) and out.is_contiguous():
+        native.stochastic_bf16(value, int(seed), out)
+        return out
+    return out.copy_(stochastic_bf16_reference(value, seed))
 
 
 def stochastic_bf16_reference(value: Tensor, seed: Tensor) -> Tensor:
@@ -67,15 +72,17 @@ def _shifted(z: Tensor, places: int) -> Tensor:
     return (z >> places) & ((1 << (64 - places)) - 1)
 
 
-def rounded_to_bf16(value: Tensor, rounding: Rounding, generator: torch.Generator) -> Tensor:
+def rounded_to_bf16(value: Tensor, rounding: Rounding, generator: torch.Generator, out: Tensor | None = None) -> Tensor:
     """fp32 to bf16.
 
     Args:
         value: fp32, any shape, contiguous.
         rounding: how.
         generator: of the random bits, on `value`'s device; not used where it is rounded to nearest.
+        out: bf16, where the result goes; None: to a tensor of its own.
     """
-    return stochastic_bf16(value, generator) if rounding == "stochastic" else value.to(torch.bfloat16)
+    out = torch.empty_like(value, dtype=torch.bfloat16) if out is None else out
+    return _write_stochastic(value, generator, out) if rounding == "stochastic" else out.copy_(value)
 
 
 def rounding_stream(seed: int, step: int, name: str, device: torch.device) -> torch.Generator:
@@ -180,7 +187,7 @@ class FullParameters:
         for name, parameter in self._parameters.items():
             if parameter.dtype == torch.bfloat16:
                 stream = rounding_stream(self.spec.rounding_seed, step, name, parameter.device)
-                parameter.data.copy_(rounded_to_bf16(weights[name], rounding, stream))
+                rounded_to_bf16(weights[name], rounding, stream, out=parameter.data)
 
     def num_moved(self, start: Mapping[str, Tensor]) -> int:
         """Trained weights whose working copy differs from the start's, rounded to nearest."""

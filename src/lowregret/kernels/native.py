@@ -501,7 +501,7 @@ def draw(logits_RV: Tensor, uniforms_R: Tensor, *, temperature: float) -> tuple[
 def _of_updates(name: str) -> Callable[..., float]:
     arguments, result = {
         "squares_fp32": ((_P, _I), ctypes.c_double),
-        "adamw_fp32": ((_P, _P, _P, _P, _I, *([_F] * 8)), None),
+        "adamw_fp32": ((_P, _P, _P, _P, _I, *([_F] * 9)), _I),
         "stochastic_bf16": ((_P, _P, _I, ctypes.c_uint64), None),
         "add_bf16": ((_P, _P, _I), None),
     }[name]
@@ -534,32 +534,36 @@ def adamw(
     rate: float,
     correction2: float,
     eps: float,
-) -> None:
-    """AdamW in place, on dense fp32 tensors of one size.
+    bound: float,
+) -> bool:
+    """AdamW in place, on dense fp32 tensors of one size; whether every value is smaller than a bound afterwards.
 
     Args:
         scale: factor on the gradient.
         decay: factor on the value.
         rate: learning rate over the first moment's correction.
         correction2: that the root of the second moment is divided by.
+        bound: on magnitudes; a NaN is never below it.
     """
     for other in (value, grad, first, second):
         assert other.numel() == value.numel()
         assert other.dtype == torch.float32
         assert other.is_contiguous()
-    _of_updates("adamw_fp32")(
+    within = _of_updates("adamw_fp32")(
         *(value.data_ptr(), grad.data_ptr(), first.data_ptr(), second.data_ptr(), value.numel()),
-        *(scale, decay, 1 - betas[0], betas[1], 1 - betas[1], rate, correction2, eps),
+        *(scale, decay, 1 - betas[0], betas[1], 1 - betas[1], rate, correction2, eps, bound),
     )
+    return bool(within)
 
 
-def stochastic_bf16(value: Tensor, seed: int) -> Tensor:
-    """Dense fp32 to bf16, with random bits of the stream `seed`, modulo 2^64."""
+def stochastic_bf16(value: Tensor, seed: int, out: Tensor) -> None:
+    """Write dense fp32 numbers to bf16 ones, rounded with random bits of the stream `seed`, modulo 2^64."""
     assert value.dtype == torch.float32
+    assert out.dtype == torch.bfloat16
+    assert out.shape == value.shape
     assert value.is_contiguous()
-    out = torch.empty_like(value, dtype=torch.bfloat16)
+    assert out.is_contiguous()
     _of_updates("stochastic_bf16")(value.data_ptr(), out.data_ptr(), value.numel(), seed % 2**64)
-    return out
 
 
 def add_bf16(total: Tensor, x: Tensor) -> None:

@@ -15,6 +15,7 @@
 namespace {
 
 constexpr int64_t PIECE = 1 << 15;  // elements that one thread takes at a time
+constexpr int64_t DRAWN = 1 << 9;   // words of random bits that are made at a time, and read while they are near
 
 }  // namespace
 
@@ -35,26 +36,30 @@ extern "C" double squares_fp32(const float *x, int64_t number) {
     return total;
 }
 
-// `fresh` are 1 - beta, `decay` is the factor on the weight, `rate` the learning rate over the first moment's correction. With eps 0 a weight
-// whose second moment is zero stays where it is.
-extern "C" void adamw_fp32(float *value, const float *grad, float *first, float *second, int64_t number, float scale,
-                           float decay, float fresh1, float beta2, float fresh2, float rate, float correction2,
-                           float eps) {
+// `fresh` are 1 - beta, `decay` is the factor on the weight, `rate` the learning rate over the first moment's correction.
+// With eps 0 a weight whose second moment is zero stays where it is. Returns whether every weight is within `bound` now.
+extern "C" int64_t adamw_fp32(float *value, const float *grad, float *first, float *second, int64_t number, float scale,
+                              float decay, float fresh1, float beta2, float fresh2, float rate, float correction2,
+                              float eps, float bound) {
     int64_t pieces = (number + PIECE - 1) / PIECE;
-#pragma omp parallel for if (pieces > 1)
+    int outside = 0;
+#pragma omp parallel for reduction(| : outside) if (pieces > 1)
     for (int64_t piece = 0; piece < pieces; piece++) {
         int64_t stop = std::min(number, (piece + 1) * PIECE);
-#pragma omp simd
+#pragma omp simd reduction(| : outside)
         for (int64_t i = piece * PIECE; i < stop; i++) {
             float g = grad[i] * scale;
             float m = first[i] + (g - first[i]) * fresh1, v = second[i] * beta2 + g * g * fresh2;
             float below = std::sqrt(v) / correction2 + eps;
             below = below == 0.0f ? 1.0f : below;
-            value[i] = value[i] * decay - rate * (m / below);
+            float moved = value[i] * decay - rate * (m / below);
+            outside |= !(std::fabs(moved) < bound);  // so is a NaN
+            value[i] = moved;
             first[i] = m;
             second[i] = v;
         }
     }
+    return !outside;
 }
 
 // Word i of a stream: SplitMix64 (Steele, Lea and Flood, 2014), which can be had at any place by itself.
@@ -69,12 +74,12 @@ static inline uint64_t word(uint64_t seed, uint64_t place) {
 extern "C" void stochastic_bf16(const float *value, uint16_t *out, int64_t number, uint64_t seed) {
     int64_t words = (number + 3) / 4;
 #pragma omp parallel for if (number > PIECE)
-    for (int64_t from = 0; from < words; from += PIECE / 4) {
-        int64_t stop = std::min(words, from + PIECE / 4);
-        uint64_t drawn[PIECE / 4];
+    for (int64_t from = 0; from < words; from += DRAWN) {
+        int64_t stop = std::min(words, from + DRAWN);
+        uint64_t drawn[DRAWN];
 #pragma omp simd
         for (int64_t place = from; place < stop; place++) drawn[place - from] = word(seed, uint64_t(place));
-        uint16_t noise[PIECE];
+        uint16_t noise[4 * DRAWN];
         std::memcpy(noise, drawn, (stop - from) * sizeof(uint64_t));
         int64_t first = from * 4, last = std::min(number, stop * 4);
 #pragma omp simd

@@ -23,6 +23,22 @@ CHUNK = 1 << 20
 """Elements updated at once: small enough that the four operands stay in the cache between passes."""
 CHUNK_CUDA = 1 << 26
 """The same on a GPU, where a launch costs more than a pass over a few megabytes: 256 MiB of an operand."""
+BOUND = 1e30
+"""Masters below this leave room for alpha / rank in fp32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """What a step did to a slot's masters.
+
+    >>> Update(norm=0.5, bounded=True).norm
+    0.5
+    """
+
+    norm: float
+    """Global norm of the gradient before clipping."""
+    bounded: bool
+    """Whether all masters are below `BOUND` in magnitude; where the norm is not finite they were not touched."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +65,7 @@ class AdamW:
             for block in blocks
         }
 
-    def step(self, blocks: tuple[ParameterBlock, ...], factor: float) -> float:
+    def step(self, blocks: tuple[ParameterBlock, ...], factor: float) -> Update:
         """Update the masters in place.
 
         Args:
@@ -57,19 +73,19 @@ class AdamW:
             factor: the schedule's factor on the learning rate.
 
         Returns:
-            The global gradient norm before clipping. Where it is not finite nothing is changed.
+            What it did. Where the gradient's norm is not finite nothing is changed.
         """
         norm = _norm([block.grad for block in blocks])
         if not math.isfinite(norm):
-            return norm
+            return Update(norm=norm, bounded=False)
         clip = self.spec.clip_norm
         scale = 1.0 if clip is None or norm <= clip else clip / norm
         self.updates += 1
-        for block in blocks:
-            self._update(block, factor, scale)
-        return norm
+        unknown = [block.value for block in blocks if not self._update(block, factor, scale)]
+        return Update(norm=norm, bounded=_bounded(unknown))
 
-    def _update(self, block: ParameterBlock, factor: float, scale: float) -> None:
+    def _update(self, block: ParameterBlock, factor: float, scale: float) -> bool:
+        """Whether the block's masters are known to be bounded now."""
         spec, moments = self.spec, self.moments[block.name]
         lr, eps, decay = settings(spec, block.role)
         lr *= factor
@@ -78,7 +94,7 @@ class AdamW:
         correction2 = math.sqrt(1 - beta2**self.updates)
         states = (block.value, block.grad, moments.first, moments.second)
         if native.updates(*states):
-            native.adamw(
+            return native.adamw(
                 *states,
                 scale=scale,
                 decay=1 - lr * decay,
@@ -86,8 +102,8 @@ class AdamW:
                 rate=lr / correction1,
                 correction2=correction2,
                 eps=eps,
+                bound=BOUND,
             )
-            return
         size = CHUNK_CUDA if block.value.device.type == "cuda" else CHUNK
         for start in range(0, block.value.numel(), size):
             part = slice(start, start + size)
@@ -103,6 +119,13 @@ class AdamW:
             if eps == 0.0:
                 scaled.masked_fill_(scaled == 0.0, 1.0)
             value.addcdiv_(first, scaled, value=-lr / correction1)
+        return False
+
+
+def _bounded(values: Sequence[Tensor]) -> bool:
+    """Below the bound in magnitude; False for NaN. A GPU is waited for once."""
+    extremes = [extreme for value in values if value.numel() for extreme in torch.aminmax(value)]
+    return not extremes or all(abs(value) < BOUND for value in torch.stack(extremes).tolist())
 
 
 def _norm(grads: Sequence[Tensor]) -> float:

@@ -18,7 +18,7 @@ from lowregret.batches import PackedBatch
 from lowregret.models.causal_lm import CausalLM
 from lowregret.objectives.nll import nll, nll_with_gradient
 from lowregret.training.memory import keep_freed_memory
-from lowregret.training.optimizer import AdamW
+from lowregret.training.optimizer import AdamW, Update
 
 HEAD_ROWS = 32
 """Rows of a chunk of logits come in multiples of this, filled up without weight: each new number of rows costs memory
@@ -87,14 +87,15 @@ def update_slot(model: CausalLM, slot: str, optimizer: AdamW, finite: bool, *, f
     A slot whose loss is not `finite`, or whose gradient or weights are not, is retired and its working copy left alone.
     """
     assert model.trainable is not None
-    norm = optimizer.step(model.trainable.blocks(slot), factor) if finite else float("nan")
+    update = Update(norm=float("nan"), bounded=False)
+    if finite:
+        update = optimizer.step(model.trainable.blocks(slot), factor)
     # An infinity in the working copy would reach other slots' rows as 0 * inf: it is never published.
-    healthy = math.isfinite(norm) and _bounded([block.value for block in model.trainable.blocks(slot)])
-    if healthy:
+    if update.bounded:
         model.trainable.publish(slot, optimizer.updates)
     else:
         model.trainable.retire(slot)
-    return norm, healthy
+    return update.norm, update.bounded
 
 
 def forward_backward(model: CausalLM, batch: PackedBatch, totals: Mapping[str, float]) -> dict[str, float]:
@@ -216,12 +217,6 @@ def nll_at(
             logits = _at(temperature, model.logits(hidden_TD[positions[rows]]))
             losses.append(nll(logits, targets_P[rows]))
     return torch.cat(losses)
-
-
-def _bounded(blocks: Sequence[Tensor]) -> bool:
-    """Finite, with room for alpha / rank in fp32; also False for NaN."""
-    extremes = [extreme for values in blocks if values.numel() for extreme in torch.aminmax(values)]
-    return not extremes or all(abs(value) < 1e30 for value in torch.stack(extremes).tolist())
 
 
 def _chunks(number: int, size: int) -> list[slice]:
