@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
     return ModelFolder(path=path, name="tiny", content_hash="0")
 
 
-def lane_of(folder: ModelFolder, slots: dict[str, AdapterSpec], *, lr: float = 5e-4) -> Lane:
+def lane_of(folder: ModelFolder, slots: dict[str, AdapterSpec], *, lr: float = 4e-4) -> Lane:
     """After one step."""
     model, bank = with_bank(load_module(folder, dtype=torch.bfloat16, device=CPU))
     for name, spec in slots.items():
