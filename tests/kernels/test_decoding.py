@@ -99,3 +99,17 @@ def test_a_decoding_step_attends_to_each_rows_own_past(
     for cached, other in zip(mine[1:], expected[1:], strict=True):
         assert torch.equal(cached.float(), other)
     assert mine[0].shape == (heads, 4, channels)
+
+
+@pytest.mark.skipif(native.Way.TILES in native.ways(), reason="tiles of 32 rows sum in another order")
+@pytest.mark.parametrize("dtype", FORMATS)
+def test_a_row_sums_alike_among_any_number(dtype: torch.dtype) -> None:
+    weight, x = random(70, 96, seed=0, dtype=dtype), random(40, 96, seed=1, dtype=dtype)
+    down, up = random(5, 96, seed=2, dtype=torch.float32), random(5, 70, seed=3, dtype=torch.float32)
+    table = torch.tensor([(down.data_ptr(), up.data_ptr(), 5)], dtype=torch.int64)
+    packed, found = native.pack(weight), torch.empty(40, 70, dtype=dtype)
+    native.product(x, packed, found, blocks=torch.tensor([(0, 40, 0)]), adapters=table)
+    for number in (1, 2, 3, 7, 8):
+        few = torch.empty(number, 70, dtype=dtype)
+        native.product(x[:number], packed, few, blocks=torch.tensor([(0, number, 0)]), adapters=table)
+        assert torch.equal(few, found[:number])
