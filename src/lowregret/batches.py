@@ -2,13 +2,15 @@
 
 A packed batch is one long row of tokens: documents stand one after another, those of one slot adjacent. Its only
 padding rounds up the rows of a slot, by less than one in sixteen. Positions restart with each document; no attention
-and no label crosses a document boundary.
+and no label crosses a document boundary. A document may branch: several continuations of one prefix, which stands there
+once and is computed once.
 Suffixes: T packed tokens, N documents, L tokens of one document.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -28,11 +30,20 @@ class TokenizedExample:
     tokens: Int[np.ndarray, " L"]
     """Token ids."""
     completion: Bool[np.ndarray, " L"]
-    """True where the token is to be predicted with loss. The first token can't be."""
+    """True where the token is to be predicted with loss. The first token can't be, nor can those of branches: there
+    whoever made the document says which hidden state predicts what."""
+    branches: tuple[int, ...] = ()
+    """Lengths of continuations at its end, at least two of at least one token each, or none. Each continues what stands
+    before all of them, their prefix, and sees nothing of the others."""
 
     @property
     def num_completion_tokens(self) -> int:
         return int(self.completion[1:].sum())
+
+    @property
+    def num_attended(self) -> int:
+        """Tokens as attention sees them, the prefix once for each branch."""
+        return len(self.tokens) + max(0, len(self.branches) - 1) * (len(self.tokens) - sum(self.branches))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +60,7 @@ class PackedBatch:
     tokens: Int[Tensor, " T"]
     """Token ids, int64."""
     positions: Int[Tensor, " T"]
-    """Position of each token in its own document, int64."""
+    """Position of each token in its own document, int64; a branch goes on where its prefix ends."""
     targets: Int[Tensor, " T"]
     """The next token of the same document; 0 at a document's last token, where the weight is 0. int64."""
     weights: Float[Tensor, " T"]
@@ -60,6 +71,8 @@ class PackedBatch:
     """Slot of each document; documents of one slot are adjacent."""
     padding: frozenset[int] = frozenset()
     """Segments that hold no document but round up their slot's number of rows; no label, nobody attends to them."""
+    branches: Mapping[int, tuple[int, ...]] = field(default_factory=dict[int, tuple[int, ...]])
+    """Of the segments that branch, the lengths of their branches (`TokenizedExample.branches`)."""
 
     @property
     def slots(self) -> tuple[str, ...]:
@@ -92,6 +105,7 @@ class PackedBatch:
             segment_lengths=self.segment_lengths,
             segment_slots=self.segment_slots,
             padding=self.padding,
+            branches=self.branches,
         )
 
 

@@ -11,17 +11,26 @@ from lowregret.batches import PackedBatch, TokenizedExample
 from lowregret.data.packing import microbatches, pack
 
 NAMES = ("r1", "r8", "full")
+Marked = list[tuple[int, bool]]
+"""Tokens, and whether each is of the completion. Examples are made in the tests: hypothesis does not allow that
+anything made while it draws looks at random numbers, and the check of their types does."""
+
+marked = st.lists(st.tuples(st.integers(1, 999), st.booleans()), min_size=1, max_size=12)
+by_slots = st.dictionaries(st.sampled_from(NAMES), st.lists(marked, min_size=1, max_size=6), min_size=1)
+trees = st.tuples(st.integers(1, 9), st.lists(st.integers(1, 9), max_size=4).filter(lambda lengths: len(lengths) != 1))
+"""Lengths of a prefix and of its branches."""
 
 
-@st.composite
-def examples(draw: st.DrawFn, longest: int = 12) -> TokenizedExample:
-    length = draw(st.integers(1, longest))
-    tokens = draw(st.lists(st.integers(1, 999), min_size=length, max_size=length))
-    completion = draw(st.lists(st.booleans(), min_size=length, max_size=length))
+def example_of(document: Marked) -> TokenizedExample:
+    tokens, completion = zip(*document, strict=True)
     return TokenizedExample(tokens=np.array(tokens, dtype=np.int32), completion=np.array(completion))
 
 
-by_slots = st.dictionaries(st.sampled_from(NAMES), st.lists(examples(), min_size=1, max_size=6), min_size=1)
+def tree_of(prefix: int, branches: list[int]) -> TokenizedExample:
+    length = prefix + sum(branches)
+    return TokenizedExample(
+        tokens=np.arange(1, length + 1, dtype=np.int32), completion=np.zeros(length, bool), branches=tuple(branches)
+    )
 
 
 def documents_of(batch: PackedBatch) -> list[tuple[str, list[int]]]:
@@ -29,9 +38,10 @@ def documents_of(batch: PackedBatch) -> list[tuple[str, list[int]]]:
     return [(slot, part.tolist()) for index, (slot, part) in parts if index not in batch.padding]
 
 
-@given(st.lists(examples(), min_size=1, max_size=8))
+@given(st.lists(marked, min_size=1, max_size=8))
 @settings(max_examples=60, deadline=None)
-def test_labels_stay_within_their_document(documents: list[TokenizedExample]) -> None:
+def test_labels_stay_within_their_document(drawn: list[Marked]) -> None:
+    documents = [example_of(document) for document in drawn]
     batch = pack([("r8", document) for document in documents])
     start = 0
     for document, length in zip(documents, batch.segment_lengths, strict=True):
@@ -45,9 +55,10 @@ def test_labels_stay_within_their_document(documents: list[TokenizedExample]) ->
     assert int(batch.weights.sum()) == sum(document.num_completion_tokens for document in documents)
 
 
-@given(by_slot=by_slots, budget=st.integers(1, 60))
+@given(drawn=by_slots, budget=st.integers(1, 60))
 @settings(max_examples=80, deadline=None)
-def test_microbatches_keep_budget_order_and_slots(by_slot: dict[str, list[TokenizedExample]], budget: int) -> None:
+def test_microbatches_keep_budget_order_and_slots(drawn: dict[str, list[Marked]], budget: int) -> None:
+    by_slot = {slot: [example_of(document) for document in documents] for slot, documents in drawn.items()}
     batches = microbatches(by_slot, budget)
     for batch in batches:
         real = sum(batch.num_real_tokens.values())
@@ -77,3 +88,23 @@ def test_what_is_no_batch() -> None:
         pack([])
     with pytest.raises(ValueError, match="those of each slot together"):
         pack([("a", document), ("b", document), ("a", document)])
+
+
+@given(drawn=st.lists(trees, min_size=1, max_size=6), budget=st.integers(1, 60))
+@settings(max_examples=60, deadline=None)
+def test_a_branch_goes_on_where_its_prefix_ends(drawn: list[tuple[int, list[int]]], budget: int) -> None:
+    documents = [tree_of(*tree) for tree in drawn]
+    left = list(drawn)
+    for batch in microbatches({"a": documents}, budget):
+        own = [index for index in range(len(batch.segment_lengths)) if index not in batch.padding]
+        parts = batch.positions.split(list(batch.segment_lengths))
+        attended = 0
+        for segment in own:
+            prefix, branches = left.pop(0)
+            expected = [*range(prefix), *(prefix + at for length in branches for at in range(length))]
+            assert parts[segment].tolist() == expected
+            assert batch.branches.get(segment, ()) == tuple(branches)
+            attended += prefix * max(1, len(branches)) + sum(branches)
+        assert attended <= budget or len(own) == 1
+        assert set(batch.branches) <= set(own)
+    assert not left

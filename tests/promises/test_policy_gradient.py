@@ -35,10 +35,13 @@ def bank_model(dtype: torch.dtype = torch.float64) -> tuple[CausalLM, AdapterBan
     return lm, bank
 
 
-def groups_of(lm: CausalLM, slot: str, *, number: int = 5, seed: int = 0, rl: RLSpec = RL) -> list[RolloutGroup]:
+def groups_of(
+    lm: CausalLM, slot: str, *, number: int = 5, seed: int = 0, rl: RLSpec = RL, longer: int = 0
+) -> list[RolloutGroup]:
     """Real completions with made-up rewards; the last group's are all equal."""
     rng = np.random.default_rng(seed)
-    prompts = [tuple(int(t) for t in rng.integers(1, VOCABULARY, rng.integers(1, 9))) for _ in range(number)]
+    lengths = [longer + int(rng.integers(1, 9)) for _ in range(number)]
+    prompts = [tuple(int(t) for t in rng.integers(1, VOCABULARY, length)) for length in lengths]
     requests = [
         Request(slot=slot, prompt=prompt, seeds=tuple(range(i, i + rl.group))) for i, prompt in enumerate(prompts)
     ]
@@ -126,6 +129,27 @@ def test_at_ratio_one_it_is_reinforce_by_hand() -> None:
     assert reports["a"].ratio_max == pytest.approx(1.0, abs=1e-5)
 
 
+@pytest.mark.parametrize("budget", [10_000, 70, 1])
+def test_a_prompt_that_is_computed_once_teaches_what_its_completions_do(budget: int) -> None:
+    lm, bank = bank_model()
+    groups = groups_of(lm, "a", longer=20)
+    report = step(lm, bank, {"a": groups}, RL, tokens=budget)["a"]
+    expected = reinforce_by_hand("a", groups)
+    assert relative_difference(gradients(bank, "a"), expected) < 1e-5
+    assert report.ratio_max == pytest.approx(1.0, abs=1e-5)
+    inputs = [
+        (len(group.prompt), {tuple(r.completion.tokens[:-1].tolist()) for r in group.rollouts})
+        for group in groups
+        if group.has_signal
+    ]
+    once = sum(prompt + sum(map(len, own)) for prompt, own in inputs)
+    each = sum(prompt * len(own) + sum(map(len, own)) for prompt, own in inputs)
+    # Within a budget of two or three completions a prompt is computed for as many; within none for each alone.
+    least, most = {10_000: (once, once), 70: (once + 1, each - 1), 1: (each, each)}[budget]
+    assert least <= report.tokens <= most
+    assert 2 * once < each
+
+
 def test_slots_side_by_side_are_slots_alone() -> None:
     lm, bank = bank_model()
     groups = {slot: groups_of(lm, slot, seed=seed) for seed, slot in enumerate(("a", "b"))}
@@ -141,7 +165,7 @@ def test_slots_side_by_side_are_slots_alone() -> None:
 def test_micro_batches_add_up(spec: PolicyGradientSpec) -> None:
     rl = replace(RL, objective=spec)
     lm, bank = bank_model()
-    groups = {slot: groups_of(lm, slot, seed=seed, rl=rl) for seed, slot in enumerate(("a", "b"))}
+    groups = {slot: groups_of(lm, slot, seed=seed, rl=rl, longer=12 * seed) for seed, slot in enumerate(("a", "b"))}
     randomise_b(bank, "a", scale=0.1, seed=9)  # the learner has moved since: ratios are no longer 1
     whole_lm, whole_bank = bank_at(bank)
     whole = step(whole_lm, whole_bank, groups, rl)

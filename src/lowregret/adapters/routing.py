@@ -80,7 +80,8 @@ class Routing:
         return tuple(Span(slot=s.slot, start=s.start * factor, stop=s.stop * factor) for s in self.spans)
 
     def selected(self, rows: list[int]) -> Routing:
-        """The routing of the given ascending rows only (the loss positions that reach the unembedding)."""
+        """The routing of the given rows only (the loss positions that reach the unembedding); those of a slot stand
+        together, the slots in order."""
         lengths: dict[str | None, int] = {}
         position = 0
         for span in self.spans:

@@ -54,13 +54,24 @@ def _packed(documents: Sequence[tuple[str, TokenizedExample]], padding: frozense
     targets[last], weights[last] = 0, 0.0
     return PackedBatch(
         tokens=torch.from_numpy(tokens),
-        positions=torch.from_numpy(np.concatenate([np.arange(length) for length in lengths])),
+        positions=torch.from_numpy(np.concatenate([_positions(example) for _, example in documents])),
         targets=torch.from_numpy(targets),
         weights=torch.from_numpy(weights),
         segment_lengths=lengths,
         segment_slots=tuple(slots),
         padding=padding,
+        branches={index: example.branches for index, (_, example) in enumerate(documents) if example.branches},
     )
+
+
+def _positions(example: TokenizedExample) -> np.ndarray:
+    """Of each token in its document.
+
+    >>> _positions(TokenizedExample(tokens=np.arange(6), completion=np.zeros(6, np.bool_), branches=(1, 3))).tolist()
+    [0, 1, 2, 2, 3, 4]
+    """
+    prefix = len(example.tokens) - sum(example.branches)
+    return np.concatenate([np.arange(prefix), *(np.arange(prefix, prefix + length) for length in example.branches)])
 
 
 def pack_rounded(documents: Sequence[tuple[str, TokenizedExample]]) -> PackedBatch:
@@ -86,15 +97,16 @@ def pack_rounded(documents: Sequence[tuple[str, TokenizedExample]]) -> PackedBat
 def microbatches(by_slot: Mapping[str, Sequence[TokenizedExample]], tokens_per_microbatch: int) -> list[PackedBatch]:
     """All slots' documents of a step in as few batches as the budget allows, of about equal size, in order.
 
-    A document longer than the budget gets a batch of its own.
+    A document longer than the budget gets a batch of its own. Where one branches its tokens count as attention sees
+    them, so that a batch never holds more than the budget's tokens for attention either.
     """
     documents = [(slot, example) for slot, examples in by_slot.items() for example in examples]
-    total = sum(len(example.tokens) for _, example in documents)
+    total = sum(example.num_attended for _, example in documents)
     target = total / max(1, -(-total // tokens_per_microbatch))
     batches: list[list[tuple[str, TokenizedExample]]] = []
     size = 0
     for slot, example in documents:
-        length = len(example.tokens)
+        length = example.num_attended
         # A batch is closed when it would pass the budget, or when it has its even share already.
         if not batches or size + length > tokens_per_microbatch or size + length / 2 > target:
             batches.append([])

@@ -28,6 +28,7 @@ _ARGUMENTS = {
     "swiglu_backward": (_P, _P, _P, _P, _I, _P, _I, _I, _I),
     "nll": (_P, _P, _P, _P, _P, _I, _I),
     "nll_gradient": (_P, _P, _P, _P, _P, _I, _I),
+    "sum_rows": (_P, _I, _P, _P, _P, _I, _I),
     "causal_softmax": (_P, _I, _I, _I, _F),
     "causal_softmax_backward": (_P, _P, _I, _I, _I, _F),
     "pack": (_P, _I, _P, _I, _I),
@@ -176,6 +177,27 @@ def nll_gradient(logits_PV: Tensor, targets_P: Tensor, largest_P: Tensor, total_
         *(logits_PV.data_ptr(), targets_P.data_ptr(), largest_P.data_ptr(), total_P.data_ptr(), weights_P.data_ptr()),
         *(rows, width),
     )
+
+
+def sum_rows(x_ED: Tensor, places: Tensor, offsets: Tensor) -> Tensor:
+    """Sums of groups of rows, in fp32 and rounded once: row t of the result is that of x at places[offsets[t]] up to
+    places[offsets[t + 1]].
+
+    Args:
+        places: int64, of rows of x.
+        offsets: int64 [T + 1], ascending from 0 to the number of places.
+    """
+    for table in (places, offsets):
+        assert table.dtype == torch.int64
+        assert table.is_contiguous()
+    assert int(offsets[0]) == 0
+    assert int(offsets[-1]) == places.numel()
+    assert int(places.max()) < x_ED.shape[0]
+    out_TD = x_ED.new_empty(offsets.numel() - 1, x_ED.shape[1])
+    _function("sum_rows", _same(x_ED))(
+        *(x_ED.data_ptr(), x_ED.stride(0), places.data_ptr(), offsets.data_ptr(), out_TD.data_ptr(), *out_TD.shape)
+    )
+    return out_TD
 
 
 def causal_softmax(scores_BQL: Tensor, scale: float) -> None:

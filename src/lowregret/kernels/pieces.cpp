@@ -6,6 +6,8 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
+#include <vector>
 
 #include "rows.h"
 
@@ -82,6 +84,30 @@ void nll_gradient(T *logits, const int64_t *targets, const float *largest, const
 #pragma omp simd
         for (int64_t c = 0; c < width; c++) store(x + c, exponential(load(x[c]) - most) * factor);
         store(x + targets[row], at_target);
+    }
+}
+
+// out[row] = the sum of x at places[offsets[row]] .. places[offsets[row + 1]], in fp32 and rounded once.
+template <typename T>
+void sum_rows(const T *x, int64_t x_stride, const int64_t *places, const int64_t *offsets, T *out, int64_t rows,
+              int64_t width) {
+#pragma omp parallel for if (rows * width > SMALL)
+    for (int64_t row = 0; row < rows; row++) {
+        const int64_t *place = places + offsets[row], *stop = places + offsets[row + 1];
+        T *y = out + row * width;
+        if (stop - place == 1) {
+            std::memcpy(static_cast<void *>(y), x + *place * x_stride, width * sizeof(T));
+            continue;
+        }
+        thread_local std::vector<float> sums;
+        sums.assign(width, 0.0f);
+        for (; place < stop; place++) {
+            const T *from = x + *place * x_stride;
+#pragma omp simd
+            for (int64_t c = 0; c < width; c++) sums[c] += load(from[c]);
+        }
+#pragma omp simd
+        for (int64_t c = 0; c < width; c++) store(y + c, sums[c]);
     }
 }
 
@@ -162,6 +188,10 @@ extern "C" void causal_softmax_backward_fp32(float *gradient, const float *proba
     extern "C" void nll_gradient_##NAME(T *logits, const int64_t *targets, const float *largest, const float *total,   \
                                         const float *weights, int64_t rows, int64_t width) {                           \
         nll_gradient<T>(logits, targets, largest, total, weights, rows, width);                                        \
+    }                                                                                                                  \
+    extern "C" void sum_rows_##NAME(const T *x, int64_t xs, const int64_t *places, const int64_t *offsets, T *out,     \
+                                    int64_t rows, int64_t width) {                                                     \
+        sum_rows<T>(x, xs, places, offsets, out, rows, width);                                                         \
     }
 
 EXPORTED(float, fp32)

@@ -22,6 +22,7 @@ from lowregret.kernels.products import accumulate_in_fp32, linear
 from lowregret.models.attention import NAME, Attending, Packing
 from lowregret.models.fast_body import FastBody
 from lowregret.models.packed import PackedSites
+from lowregret.models.shared_prefix import SharedPrefixes
 
 LOGITS_BYTES = 64 << 20
 """fp32 bytes of one chunk of logits; larger chunks were no faster (benchmarks/pieces.py)."""
@@ -73,8 +74,10 @@ class CausalLM:
         Args:
             module_by_module: through transformers' own modules, so that their hooks are called.
         """
-        packing = Packing(lengths=batch.segment_lengths)
-        return self.hidden_of(batch.tokens, batch.positions, packing, module_by_module=module_by_module)
+        attending: Attending = Packing(lengths=batch.segment_lengths)
+        if batch.branches:
+            attending = SharedPrefixes(lengths=batch.segment_lengths, branches=batch.branches)
+        return self.hidden_of(batch.tokens, batch.positions, attending, module_by_module=module_by_module)
 
     def hidden_of(
         self,

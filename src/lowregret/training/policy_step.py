@@ -1,9 +1,10 @@
 """One policy-gradient update of every slot, from its groups of rollouts.
 
-What is equal is computed once: a completion that a group holds several times weighs as often as it was drawn, and
-completions that differ in their last token only are one document, which ends before it (a last token predicts nothing).
-On short answers that is most of the work. Groups whose rewards are all equal carry no gradient and are not computed,
-unless divergence from the base costs something. The flat version is `recipes/rl_loop.py`.
+What is equal is computed once: the prompt of a group, which its completions branch from (`models.shared_prefix`); a
+completion that a group holds several times, which weighs as often as it was drawn; and completions that differ in their
+last token only, which end before it (a last token predicts nothing). That is most of the work. Groups whose rewards are
+all equal carry no gradient and are not computed, unless divergence from the base costs something. The flat version is
+`recipes/rl_loop.py`.
 Suffixes: P tokens of completions.
 """
 
@@ -59,7 +60,7 @@ class PolicyStep:
     kl: float | None
     """Mean of log p_learner - log p_base over these tokens, nats; None where nobody computed it."""
     tokens: int
-    """Tokens that went through forward and backward, prompts included, repeated completions once."""
+    """Tokens that went through forward and backward, prompts included; what is computed once counts once."""
     updated: bool
     """False where no group had a signal: the optimizer is left alone, so that its momentum moves nothing."""
     diverged: bool
@@ -79,11 +80,13 @@ class Learned:
     """
 
     documents: list[TokenizedExample]
-    """Prompt and completion without the last token; different from each other within a group."""
+    """A prompt and completions without their last tokens, each different one once; those of a group are one document
+    with branches, or several."""
     of_document: list[int]
-    """Tokens that each document predicts: one completion's, or several completions' of equal length."""
+    """Tokens that the completions of each document have."""
     places: Tensor
-    """Where in its document the hidden state stands that predicts a token, ascending in each document; int64 [P]."""
+    """Where in its document the hidden state stands that predicts a token, int64 [P]; tokens stand completion by
+    completion, those of a document together."""
     targets: Tensor
     """The token, int64 [P]."""
     sampled: Sampled
@@ -108,7 +111,7 @@ def policy_step(
     """
     assert model.trainable is not None
     model.trainable.zero_grad()
-    learned = {slot: learned_from(own, rl) for slot, own in groups.items() if _finite(own)}
+    learned = {slot: learned_from(own, rl, tokens_per_microbatch) for slot, own in groups.items() if _finite(own)}
     documents = {slot: own.documents for slot, own in learned.items() if own.documents}
     tallies = {slot: _Tally() for slot in groups}
     done: dict[str, tuple[int, int]] = dict.fromkeys(groups, (0, 0))
@@ -134,26 +137,90 @@ def _finite(groups: Sequence[RolloutGroup]) -> bool:
     return all(np.isfinite(rollout.completion.logprobs).all() for group in groups for rollout in group.rollouts)
 
 
-def learned_from(groups: Sequence[RolloutGroup], rl: RLSpec) -> Learned:
-    """Documents of a slot, each different one of a group once."""
+def learned_from(groups: Sequence[RolloutGroup], rl: RLSpec, most_tokens: int) -> Learned:
+    """Documents of a slot, each different completion of a group once.
+
+    Args:
+        most_tokens: of a document that branches, as attention sees it.
+    """
     spec = rl.objective
     completions = [rollout.completion for group in groups for rollout in group.rollouts]
     number = len(completions) if spec.normaliser == "completions" else sum(c.num_tokens for c in completions)
-    documents: list[TokenizedExample] = []
-    of_document: list[int] = []
-    parts: list[list[_Drawn]] = []
+    documents: list[_Document] = []
     for group in groups:
         if not group.has_signal and not spec.kl:
             continue
         by_input: dict[bytes, list[_Drawn]] = {}
         for drawn in _drawn(group, divide_by_std=spec.divide_by_std):
             by_input.setdefault(drawn.completion.tokens[:-1].tobytes(), []).append(drawn)
-        for own in by_input.values():
-            tokens = np.concatenate([np.array(group.prompt), own[0].completion.tokens[:-1]]).astype(np.int32)
-            documents.append(TokenizedExample(tokens=tokens, completion=np.zeros(len(tokens), dtype=np.bool_)))
-            of_document.append(sum(drawn.completion.num_tokens for drawn in own))
-            parts.append(own)
-    return _tokens(documents, of_document, parts, number)
+        inputs = list(by_input.values())
+        parts = sharing(len(group.prompt), [own[0].completion.num_tokens - 1 for own in inputs], most_tokens)
+        documents += [_Document(prompt=group.prompt, inputs=inputs[part]) for part in parts]
+    return _learned(documents, number)
+
+
+def sharing(prefix: int, branches: Sequence[int], most_tokens: int) -> list[slice]:
+    """Which neighbouring branches of a prefix are computed as one document.
+
+    In as few documents as hold `most_tokens` each, with the prefix before every branch: so attention sees them. Each
+    branch alone where sharing would save less than a third of the tokens: attention keeps keys, values and queries of
+    a shared prefix for every branch, so that little saving would cost memory.
+
+    >>> sharing(100, [20, 20, 20, 20], 1000)
+    [slice(0, 4, None)]
+    >>> sharing(100, [20, 20, 20, 20], 250)
+    [slice(0, 2, None), slice(2, 4, None)]
+    >>> sharing(10, [90, 90], 1000)
+    [slice(0, 1, None), slice(1, 2, None)]
+    """
+    alone = [slice(index, index + 1) for index in range(len(branches))]
+    total = prefix * len(branches) + sum(branches)
+    target = total / max(1, -(-total // most_tokens))
+    shared: list[slice] = []
+    size = 0
+    for index, branch in enumerate(branches):
+        length = prefix + branch
+        if not shared or size + length > most_tokens or size + length / 2 > target:
+            shared.append(slice(index, index))
+            size = 0
+        shared[-1] = slice(shared[-1].start, index + 1)
+        size += length
+    return shared if 3 * (prefix * len(shared) + sum(branches)) <= 2 * total else alone
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Document:
+    """A prompt and completions of its group, those that differ in their last token only together."""
+
+    prompt: tuple[int, ...]
+    inputs: list[list[_Drawn]]
+
+    @property
+    def example(self) -> TokenizedExample:
+        """What goes through the model; a single branch is just the rest of its document."""
+        branches = [own[0].completion.tokens[:-1] for own in self.inputs]
+        tokens = np.concatenate([np.array(self.prompt), *branches]).astype(np.int32)
+        lengths = tuple(len(branch) for branch in branches if len(branch))
+        return TokenizedExample(
+            tokens=tokens,
+            completion=np.zeros(len(tokens), dtype=np.bool_),
+            branches=lengths if len(lengths) > 1 else (),
+        )
+
+    @property
+    def drawn(self) -> list[_Drawn]:
+        return [one for own in self.inputs for one in own]
+
+    @property
+    def places(self) -> list[np.ndarray]:
+        """Of the hidden states that predict the tokens of each of `drawn`: the prompt's last one, and then its own."""
+        found: list[np.ndarray] = []
+        start = len(self.prompt)
+        for own in self.inputs:
+            length = own[0].completion.num_tokens - 1
+            found += [np.concatenate([[len(self.prompt) - 1], start + np.arange(length)])] * len(own)
+            start += length
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,37 +244,24 @@ def _drawn(group: RolloutGroup, *, divide_by_std: bool) -> list[_Drawn]:
     return [_Drawn(completion=said, advantage=key[1], count=counts[key]) for key, said in first.items()]
 
 
-def _tokens(
-    documents: list[TokenizedExample], of_document: list[int], parts: list[list[_Drawn]], number: int
-) -> Learned:
-    """Everything that is known of each token. Completions that share a document are ordered token by token, since
-    positions must ascend; each keeps its own number."""
-    places: list[np.ndarray] = []
-    order: list[np.ndarray] = []
-    start = 0
-    for document, own in zip(documents, parts, strict=True):
-        length = own[0].completion.num_tokens
-        # Token t of all of them stands together: completion k's is at k * length + t in the order of drawing.
-        order.append(start + np.arange(len(own) * length).reshape(len(own), length).T.ravel())
-        places.append(np.repeat(len(document.tokens) - length + np.arange(length), len(own)))
-        start += len(own) * length
-    drawn = [one for own in parts for one in own]
+def _learned(documents: list[_Document], number: int) -> Learned:
+    """Everything that is known of each token."""
+    drawn = [one for document in documents for one in document.drawn]
     lengths = torch.tensor([one.completion.num_tokens for one in drawn], dtype=torch.int64)
-    index = torch.from_numpy(np.concatenate(order)) if order else torch.empty(0, dtype=torch.int64)
 
     def of_tokens(values: Tensor) -> Tensor:
-        return torch.repeat_interleave(values, lengths)[index]
+        return torch.repeat_interleave(values, lengths)
 
-    def of_completions(arrays: list[np.ndarray]) -> Tensor:
-        return torch.from_numpy(np.concatenate(arrays))[index] if arrays else torch.empty(0)
+    def joined(arrays: list[np.ndarray], dtype: torch.dtype) -> Tensor:
+        return torch.from_numpy(np.concatenate(arrays)).to(dtype) if arrays else torch.empty(0, dtype=dtype)
 
     return Learned(
-        documents=documents,
-        of_document=of_document,
-        places=torch.from_numpy(np.concatenate(places)) if places else torch.empty(0, dtype=torch.int64),
-        targets=of_completions([one.completion.tokens for one in drawn]),
+        documents=[document.example for document in documents],
+        of_document=[sum(one.completion.num_tokens for one in document.drawn) for document in documents],
+        places=joined([places for document in documents for places in document.places], torch.int64),
+        targets=joined([one.completion.tokens for one in drawn], torch.int64),
         sampled=Sampled(
-            logprobs=of_completions([one.completion.logprobs for one in drawn]),
+            logprobs=joined([one.completion.logprobs for one in drawn], torch.float32),
             advantages=of_tokens(torch.tensor([one.advantage for one in drawn], dtype=torch.float32)),
             completions=of_tokens(torch.arange(len(drawn))),
             base_logprobs=None,
@@ -291,13 +345,12 @@ def _spans(
 
 
 def _numbered(completions: Sequence[Tensor]) -> Tensor:
-    """Completions of several slots numbered from 0 in order; those of a document are not in order, but adjacent."""
+    """Completions of several slots numbered from 0; those of each slot are numbered without gaps, in order."""
     parts: list[Tensor] = []
     start = 0
     for own in completions:
-        least = int(own.min())
-        parts.append(own - least + start)
-        start += int(own.max()) - least + 1
+        parts.append(own - own[0] + start)
+        start += int(own[-1] - own[0]) + 1
     return torch.cat(parts)
 
 

@@ -127,7 +127,8 @@ def accumulate_gradients(
     Logits exist for one chunk of loss positions at a time; the body's backward runs once, from the hidden states.
 
     Args:
-        positions: rows of the batch whose hidden states predict something, ascending; a row may stand several times.
+        positions: rows of the batch whose hidden states predict something, those of a slot together and the slots in
+            the batch's order; a row may stand several times.
         targets_P: the token that each of them is to predict.
     """
     rows = positions.tolist()  # before a GPU has the forward to do: this waits for it
@@ -135,8 +136,11 @@ def accumulate_gradients(
         hidden_TD = model.hidden(batch)
         leaf_PD = hidden_TD.detach()[positions]
         losses_P, grad_PD = _head_backward(model, leaf_PD, batch, rows, targets_P, weigh, temperature)
-        grad_TD = torch.zeros_like(hidden_TD).index_add_(0, positions, grad_PD)
-        hidden_TD.backward(grad_TD)
+        # Rows that stand several times are summed before they are rounded.
+        once = len(set(rows)) == len(rows)
+        wide = hidden_TD.dtype if once else torch.promote_types(hidden_TD.dtype, torch.float32)
+        grad_TD = torch.zeros_like(hidden_TD, dtype=wide).index_add_(0, positions, grad_PD.to(wide))
+        hidden_TD.backward(grad_TD.to(hidden_TD.dtype))
     return losses_P
 
 
