@@ -234,6 +234,20 @@ def test_slots_share_one_base() -> None:
     assert two["total"] < 1.5 * one["total"]
 
 
+def test_a_file_in_another_format_is_let_go_once_it_is_read() -> None:
+    """Pages of a file in the base's own format stay mapped under the adapted matrices' copies; others only add where
+    loading is the largest moment of the run."""
+    adapted = 2 * sum(m.num_weights for m in SHAPE.matrices if m.kind != "unembed")
+    for kept in ("BF16", None):
+        assert memory(replace(SHAPE, stored=kept), QUESTION)["mapped_file"] == adapted
+    wide = replace(SHAPE, stored="F32")
+    assert memory(wide, QUESTION)["mapped_file"] == 0
+    large = replace(assumed_shape(4096, 32), stored="F32")
+    parts = memory(large, QUESTION)
+    assert parts["mapped_file"] > 0
+    assert parts["total"] == (2 + 4) * large.num_params + parts["runtime"]
+
+
 @given(memory_bytes=st.integers(1 << 29, 1 << 36))
 def test_the_largest_that_fits_fits_and_one_more_does_not(memory_bytes: int) -> None:
     tokens = largest_micro_batch(SHAPE, QUESTION, memory_bytes=memory_bytes)

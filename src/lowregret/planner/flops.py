@@ -106,7 +106,8 @@ def rollout_tokens(
 ) -> tuple[float, float, float]:
     """Tokens that one slot learns from in a run of RL, how many of them it drew, and tokens that the sampler computes.
 
-    An upper bound: every completion is of the longest kind, and none of a group's is like another.
+    An upper bound: every completion is of the longest kind, none of a group's is like another, and the learner computes
+    a prompt for each of them, which it does once for as many as fit a micro-batch.
 
     >>> facts = DataFacts(num_examples=10, num_tokens=100, num_completion_tokens=0, longest=20)
     >>> rollout_tokens(facts, steps=2, batch_size=5, group=4, max_new_tokens=3)

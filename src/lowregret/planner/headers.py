@@ -34,6 +34,18 @@ class TensorHeader:
         return product
 
 
+def stored_format(headers: Mapping[str, TensorHeader]) -> str | None:
+    """The number format of most values; None where there are none.
+
+    >>> stored_format({"w": TensorHeader(dtype="BF16", shape=(8,)), "norm": TensorHeader(dtype="F32", shape=(2,))})
+    'BF16'
+    """
+    values: dict[str, int] = {}
+    for header in headers.values():
+        values[header.dtype] = values.get(header.dtype, 0) + header.num_values
+    return max(values, key=lambda name: values[name], default=None)
+
+
 def read_headers(folder: Path) -> dict[str, TensorHeader]:
     """Every tensor of the folder's `*.safetensors`, by name; empty where it has none.
 

@@ -7,7 +7,7 @@ larger lane, because lanes run one after another. The constants that stand for m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -21,6 +21,13 @@ DType = Literal["bf16", "fp32"]
 BaseFormat = Literal["bf16", "fp32", "nf4"]
 
 BYTES = {"bf16": 2, "fp32": FP32_BYTES}
+STORED: Mapping[str | None, tuple[str, int]] = {
+    "BF16": ("bf16", 2),
+    "F16": ("fp16", 2),
+    "F32": ("fp32", 4),
+    "F64": ("fp64", 8),
+}
+"""Formats of model files (`ModelShape.stored`) and their bytes; any other counts as the base's own."""
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Per weight: 4 bits, an 8-bit scale for 64 weights, and a 32-bit one for 256 scales (double quantisation)."""
@@ -45,8 +52,9 @@ class Constants:
     2.5
     """
 
-    runtime_cpu: int = 700 << 20
-    """Interpreter, torch, transformers, tokenizer and memory-mapped data of a CPU process."""
+    runtime_cpu: int = 600 << 20
+    """Interpreter, torch, transformers, tokenizer and memory-mapped data of a CPU process (about 430 MiB), and what
+    builds up over a run: compiled products, logs, gaps between blocks."""
     runtime_cuda: int = 600 << 20
     """CUDA context and cuBLAS work space on the device."""
     logits_copies: float = 2.5
@@ -127,11 +135,27 @@ def memory(shape: ModelShape, question: MemoryQuestion, *, constants: Constants 
     parts = {name: int(size * constants.held) for name, size in held.items()}
     parts |= {name: int(size * constants.passing) for name, size in passing.items()}
     on_device = question.device.startswith("cuda")
-    # The adapted matrices are copies; what they were copied from stays mapped with the rest of its file.
-    parts[MAPPED] = 0 if on_device else sum(m.num_weights for _, m in _sites(shape, columns)) * BYTES[question.dtype]
     parts["runtime"] = constants.runtime_cuda if on_device else constants.runtime_cpu
+    parts[MAPPED] = 0 if on_device else _mapped_bytes(shape, question, columns, parts)
     parts["total"] = sum(parts.values())
     return parts
+
+
+def _mapped_bytes(
+    shape: ModelShape, question: MemoryQuestion, columns: Sequence[int], others: Mapping[str, int]
+) -> int:
+    """Pages of the model's file that are resident when the run holds most.
+
+    Where the file has the base's own format its pages are the base, but for the adapted matrices: those are copies, and
+    what they were copied from stays mapped. From another format all weights are converted, and the file is let go once
+    they are: then only a loading that takes more than all of the run adds to the peak.
+    """
+    work = BYTES[question.dtype]
+    stored, size = STORED.get(shape.stored, (question.dtype, work))
+    if stored == question.dtype:
+        return sum(m.num_weights for _, m in _sites(shape, columns)) * work
+    loading = shape.num_params * (work + size)
+    return max(0, others["runtime"] + loading - sum(others.values()))
 
 
 def _held(

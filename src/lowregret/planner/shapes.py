@@ -6,12 +6,13 @@ builds; an unknown family is counted from the headers, and where there are none 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from lowregret.errors import SpecError
 from lowregret.planner.config import Config
 from lowregret.planner.families import DEFAULT_TRUE, FAMILIES, Family
-from lowregret.planner.headers import TensorHeader, read_headers
+from lowregret.planner.headers import TensorHeader, read_headers, stored_format
 from lowregret.planner.stored_shapes import shape_from_headers
 from lowregret.specs.shape import MatrixKind, MatrixShape, ModelShape
 
@@ -31,7 +32,7 @@ def read_shape(folder: Path) -> ModelShape:
     shape = shape_from_config(config, family)
     if "quantization_config" not in config.values:
         _confirm(shape, headers, config.file)
-    return shape
+    return replace(shape, stored=stored_format(headers))
 
 
 def shape_from_config(config: Config, family: Family) -> ModelShape:

@@ -7,7 +7,7 @@ import re
 from lowregret.errors import SpecError
 from lowregret.planner.config import Config
 from lowregret.planner.families import FAMILIES
-from lowregret.planner.headers import TensorHeader
+from lowregret.planner.headers import TensorHeader, stored_format
 from lowregret.specs.shape import MatrixKind, MatrixShape, ModelShape, matrix_kind
 
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
@@ -48,6 +48,7 @@ def shape_from_headers(config: Config, headers: dict[str, TensorHeader]) -> Mode
         other_params=stored - counted,
         norm_channels=2 * hidden + (heads + kv_heads) * head_dim,  # at most: a layer may have fewer norms
         max_length=config.optional_integer("max_position_embeddings"),
+        stored=stored_format(headers),
         source="safetensors headers",
     )
 

@@ -112,6 +112,8 @@ class ModelShape:
     """Longest context that the config states."""
     attention_windows: tuple[int | None, ...] = ()
     """Sliding window of each layer, None for full attention; empty where no layer has one."""
+    stored: str | None = None
+    """Number format of most weights in the model's files, as safetensors spells it (`BF16`, `F32`); None: not known."""
     source: str = "config.json"
     """Where the counts come from: `config.json`, `safetensors headers`, or `assumed`."""
 
