@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from lowregret.cli.main import run
+from lowregret.store.run import RunDirectory
 from lowregret.store.study import StudyDirectory
 from tiny_folder import tiny_model_folder, write_questions
 
@@ -69,6 +70,22 @@ def test_a_study_leaves_findings_figures_and_a_report(finished: Path):
     report = (finished / "report.html").read_text()
     assert "certify" in report
     assert "http://" not in report.split("<script>")[0]
+
+
+def test_a_bank_saves_no_state_that_nobody_asks_for(
+    materials: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[int] = []
+    writing = RunDirectory.writing_checkpoint
+
+    def counted(run: RunDirectory, step: int) -> Any:
+        saved.append(step)
+        return writing(run, step)
+
+    monkeypatch.setattr(RunDirectory, "writing_checkpoint", counted)
+    more = ("--lr", "3e-3,1e-2", "--grid", "fixed", "--seeds", "1", "--no-curve")
+    assert run(flags(materials, *more, "--out", str(tmp_path / "study"), protocol="early")) == 0
+    assert saved == []
 
 
 def test_a_finished_study_trains_nothing_again(finished: Path, capsys: pytest.CaptureFixture[str]):

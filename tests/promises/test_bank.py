@@ -23,6 +23,7 @@ from lowregret.adapters.grouped import (
 from lowregret.adapters.layer import AdaptedLinear
 from lowregret.adapters.routing import Routing
 from lowregret.adapters.stacked import accumulate_stacked_gradients, runs_of, stacked_linear, stacked_linear_backward
+from lowregret.errors import CapacityError
 from lowregret.specs import AdapterSpec, OptimSpec
 from lowregret.training.step import forward_backward, train_step
 from tiny import bank_on, examples, optimizers, packed, randomise_b, tiny_llama
@@ -81,6 +82,25 @@ def test_slots_that_join_and_leave_do_not_touch_the_others() -> None:
     with lm.routed(Routing.from_lengths({"a": 5})):
         again = lm.logits(lm.hidden(packed({"a": examples(1, shortest=5, longest=5)})))
     torch.testing.assert_close(again, logits, rtol=1e-5, atol=1e-6)
+
+
+def test_slots_that_join_together_are_slots_that_join_in_turn() -> None:
+    specs = {name: spec for name, (spec, _) in SLOTS.items()}
+    (_, in_turn), (_, together) = bank_on(tiny_llama(), specs), bank_on(tiny_llama(), {})
+    together.join_all(specs)
+    assert together.slots == in_turn.slots
+    assert together.sites.keys() == in_turn.sites.keys()
+    for site, layer in in_turn.sites.items():
+        other = together.sites[site]
+        assert other.columns == layer.columns
+        assert other.gradients.keys() == layer.gradients.keys()
+    for name in specs:
+        for one, other in zip(in_turn.blocks(name), together.blocks(name), strict=True):
+            assert torch.equal(one.value, other.value)
+    with pytest.raises(CapacityError, match="'huge'"):
+        together.join_all({"late": AdapterSpec(rank=2), "huge": AdapterSpec(rank=1000)})
+    assert together.slots == (*specs, "late")
+    assert all("late" in layer.columns for name, layer in together.sites.items() if "lm_head" not in name)
 
 
 def test_a_slot_without_tokens_stays_bitwise_unchanged() -> None:

@@ -84,6 +84,21 @@ class AdapterBank:
             SpecError: the name is taken, or a target matches nothing.
             CapacityError: the rank is larger than a matrix that it adapts.
         """
+        self.join_all({name: spec})
+
+    def join_all(self, specs: Mapping[str, AdapterSpec]) -> None:
+        """`join` of each, in order; the columns are laid out once for all of them.
+
+        Raises:
+            SpecError, CapacityError: see `join`; those before the one that is refused have joined.
+        """
+        try:
+            for name, spec in specs.items():
+                self._add(name, spec)
+        finally:
+            self._lay_out()
+
+    def _add(self, name: str, spec: AdapterSpec) -> None:
         if name in self.weights:
             raise SpecError(f"slot {name!r} is in the bank already; give the new one another name")
         names = select_sites(self.kinds, spec.targets, unembed=spec.unembed)
@@ -93,7 +108,6 @@ class AdapterBank:
             if not 1 <= spec.rank <= smallest:
                 raise CapacityError(f"rank {spec.rank} of slot {name!r} must lie in 1..{smallest} at {site}; lower it")
         self.weights[name] = self._new_weights(spec, names)
-        self._lay_out()
 
     def leave(self, name: str) -> SlotWeights:
         """Remove a slot and return its masters; the columns of the others keep their values."""

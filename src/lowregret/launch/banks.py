@@ -85,6 +85,8 @@ def bank_spec(cells: Sequence[tuple[str, RunSpec]]) -> RunSpec:
 def run_bank(folder: Path) -> None:
     """Train a bank to its end, from its last checkpoint where it has one; a finished one stays as it is.
 
+    What it leaves are logs and adapters, not the state after its last step: nobody asks for a cell's moments.
+
     Raises:
         Interrupted: SIGINT or SIGTERM came; its state is in a checkpoint.
     """
@@ -104,11 +106,13 @@ def run_bank(folder: Path) -> None:
     with run:
         run.acquire()
         if isinstance(found.data, TokenizedData):
-            train(run, model=found.folder, data=found.data, listener=Silent())
+            train(run, model=found.folder, data=found.data, listener=Silent(), keep_last=False)
         else:
             assert rl is not None
             with Scorer(rl.rewards) as scorer:
-                train_rl(run, model=found.folder, data=found.data, scorer=scorer, listener=Silent())
+                train_rl(
+                    run, model=found.folder, data=found.data, scorer=scorer, listener=Silent(), keep_last=False
+                )
 
 
 def bank_progress(folder: Path, steps: int) -> float:

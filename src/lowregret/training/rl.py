@@ -67,9 +67,18 @@ class RLSlotResult:
 
 
 def train_rl(
-    run: RunDirectory, *, model: ModelFolder, data: ProblemData, scorer: Scores, listener: ProgressListener
+    run: RunDirectory,
+    *,
+    model: ModelFolder,
+    data: ProblemData,
+    scorer: Scores,
+    listener: ProgressListener,
+    keep_last: bool = True,
 ) -> dict[str, RLSlotResult]:
     """Train every slot of the run to its last step, from its latest checkpoint where it has one.
+
+    Args:
+        keep_last: save the state after the last step too, from which full fine-tuning is exported.
 
     Raises:
         Interrupted: SIGINT or SIGTERM came; the step under way was finished and checkpointed.
@@ -87,7 +96,7 @@ def train_rl(
             if state.step in due:
                 job.evaluate(state)
             last = state.step == plan.steps or not state.live
-            if last or stop.requested or state.step % plan.spec.train.checkpoint_every == 0:
+            if stop.requested or (keep_last if last else state.step % plan.spec.train.checkpoint_every == 0):
                 checkpoint.keep(run, state)
             if stop.requested and not last:
                 raise Interrupted(f"stopped after step {state.step} of {plan.steps}")

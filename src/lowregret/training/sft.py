@@ -85,11 +85,13 @@ def train(
     data: TokenizedData,
     listener: ProgressListener,
     also_eval: Mapping[str, ExampleStore] = MappingProxyType({}),
+    keep_last: bool = True,
 ) -> RunResult:
     """Train every slot of the run to its last step, from its latest checkpoint where it has one.
 
     Args:
         also_eval: further held-out data by name, whose NLL is reported: what is forgotten.
+        keep_last: save the state after the last step too, from which full fine-tuning is exported.
 
     Raises:
         Interrupted: SIGINT or SIGTERM came; the step under way was finished and checkpointed.
@@ -113,7 +115,7 @@ def train(
             if state.step in plan.spec.train.fidelity_at:
                 job.measure_fidelity(state)
             last = state.step == plan.steps or not state.live
-            if last or stop.requested or state.step % plan.spec.train.checkpoint_every == 0:
+            if stop.requested or (keep_last if last else state.step % plan.spec.train.checkpoint_every == 0):
                 checkpoint.keep(run, state)
             if stop.requested and not last:
                 raise Interrupted(f"stopped after step {state.step} of {plan.steps}")

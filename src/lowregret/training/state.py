@@ -87,9 +87,7 @@ def _bank_lane(
 ) -> Lane:
     model, bank = with_bank(load_module(folder, dtype=dtype, device=device))
     model.use_activation_checkpointing(plan.spec.hardware.activation_checkpointing)
-    for slot in slots:
-        assert isinstance(slot.weights, AdapterSpec)
-        bank.join(slot.name, slot.weights)
+    bank.join_all({slot.name: slot.weights for slot in slots if isinstance(slot.weights, AdapterSpec)})
     return Lane(model=model, optimizers={slot.name: AdamW(slot.optim, bank.blocks(slot.name)) for slot in slots})
 
 
