@@ -110,9 +110,7 @@ def run_bank(folder: Path) -> None:
         else:
             assert rl is not None
             with Scorer(rl.rewards) as scorer:
-                train_rl(
-                    run, model=found.folder, data=found.data, scorer=scorer, listener=Silent(), keep_last=False
-                )
+                train_rl(run, model=found.folder, data=found.data, scorer=scorer, listener=Silent(), keep_last=False)
 
 
 def bank_progress(folder: Path, steps: int) -> float:
