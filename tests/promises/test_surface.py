@@ -200,10 +200,11 @@ SIGNATURES = {
     ),
     "train": (
         "run: RunDirectory, *, model: ModelFolder, data: TokenizedData, listener: ProgressListener, "
-        "also_eval: Mapping[str, ExampleStore] = ..."
+        "also_eval: Mapping[str, ExampleStore] = ..., keep_last: bool = ..."
     ),
     "train_rl": (
-        "run: RunDirectory, *, model: ModelFolder, data: ProblemData, scorer: Scores, listener: ProgressListener"
+        "run: RunDirectory, *, model: ModelFolder, data: ProblemData, scorer: Scores, listener: ProgressListener, "
+        "keep_last: bool = ..."
     ),
     "validate_capacity": (
         "*, rank: int, dataset_tokens: int, hidden_dim: int | None = ..., num_layers: int | None = ..., "
