@@ -30,11 +30,18 @@ class TokenizedExample:
     tokens: Int[np.ndarray, " L"]
     """Token ids."""
     completion: Bool[np.ndarray, " L"]
-    """True where the token is to be predicted with loss. The first token can't be, nor can those of branches: there
-    whoever made the document says which hidden state predicts what."""
+    """True where the token is to be predicted with loss. The first token can't be, and none of a document that
+    branches: who made that one says which hidden state predicts what."""
     branches: tuple[int, ...] = ()
     """Lengths of continuations at its end, at least two of at least one token each, or none. Each continues what stands
     before all of them, their prefix, and sees nothing of the others."""
+
+    def __post_init__(self) -> None:
+        if self.branches:
+            assert len(self.branches) > 1
+            assert min(self.branches) > 0
+            assert sum(self.branches) < len(self.tokens), "branches need a prefix"
+            assert not self.completion.any(), "what branches predict is not their neighbour"
 
     @property
     def num_completion_tokens(self) -> int:
@@ -62,7 +69,8 @@ class PackedBatch:
     positions: Int[Tensor, " T"]
     """Position of each token in its own document, int64; a branch goes on where its prefix ends."""
     targets: Int[Tensor, " T"]
-    """The next token of the same document; 0 at a document's last token, where the weight is 0. int64."""
+    """The next token of the same document; 0 at a document's last token, where the weight is 0. Of no meaning in a
+    document that branches, whose weights are 0. int64."""
     weights: Float[Tensor, " T"]
     """Loss weight of predicting `targets[t]` from position t; 1 on completion tokens, else 0. float32."""
     segment_lengths: tuple[int, ...]

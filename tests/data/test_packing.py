@@ -90,6 +90,13 @@ def test_what_is_no_batch() -> None:
         pack([("a", document), ("b", document), ("a", document)])
 
 
+@pytest.mark.parametrize(("branches", "marked"), [((3,), False), ((3, 0), False), ((2, 3), False), ((1, 2), True)])
+def test_what_is_no_tree(branches: tuple[int, ...], marked: bool) -> None:
+    tokens = np.arange(5, dtype=np.int32)
+    with pytest.raises(AssertionError):
+        TokenizedExample(tokens=tokens, completion=np.full(5, marked), branches=branches)
+
+
 @given(drawn=st.lists(trees, min_size=1, max_size=6), budget=st.integers(1, 60))
 @settings(max_examples=60, deadline=None)
 def test_a_branch_goes_on_where_its_prefix_ends(drawn: list[tuple[int, list[int]]], budget: int) -> None:

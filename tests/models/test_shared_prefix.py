@@ -100,6 +100,16 @@ def test_what_branches_tell_their_prefix_is_rounded_once(pieces: str, monkeypatc
     assert torch.equal(found[0, 1:], torch.full((number, 32), 2.0**-8).bfloat16())
 
 
+def test_a_gradient_without_strides_is_summed_too() -> None:
+    x = torch.randn(2, TOKENS, 32, requires_grad=True)
+    unfolded = shared_prefix._Unfold.apply(x, SHARED.places_on(x.device))
+    assert isinstance(unfolded, Tensor)
+    unfolded.sum().backward()
+    assert x.grad is not None
+    copies = torch.tensor([1] * 3 + [3] * 5 + [1] * 7 + [1] * 4 + [2] * 3 + [1] * 6)
+    assert torch.equal(x.grad, copies[None, :, None].expand(2, TOKENS, 32).float())
+
+
 SPECS = {"wide": AdapterSpec(rank=8), "narrow": AdapterSpec(rank=2, targets=("mlp", "q_proj"))}
 PROMPTS = {"wide": (7, [5, 1, 9]), "narrow": (4, [2, 6])}
 """Of each slot the length of a prompt, and of its completions."""

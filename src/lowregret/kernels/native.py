@@ -192,7 +192,8 @@ def sum_rows(x_ED: Tensor, places: Tensor, offsets: Tensor) -> Tensor:
         assert table.is_contiguous()
     assert int(offsets[0]) == 0
     assert int(offsets[-1]) == places.numel()
-    assert int(places.max()) < x_ED.shape[0]
+    assert bool((offsets.diff() >= 0).all())
+    assert 0 <= int(places.min()) <= int(places.max()) < x_ED.shape[0]
     out_TD = x_ED.new_empty(offsets.numel() - 1, x_ED.shape[1])
     _function("sum_rows", _same(x_ED))(
         *(x_ED.data_ptr(), x_ED.stride(0), places.data_ptr(), offsets.data_ptr(), out_TD.data_ptr(), *out_TD.shape)

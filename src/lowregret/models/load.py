@@ -52,16 +52,26 @@ def load_start(folder: ModelFolder, spec: FullSpec, *, device: torch.device) -> 
     return cast_parameters(load_module(folder, dtype=dtype, device=device), torch.float32)
 
 
+SEPARABLE = {"full_attention", "sliding_attention", "chunked_attention", "mlp", "moe"}
+"""Kinds of layer, as configs name them, in which tokens meet in attention alone."""
+MIXES = "documents that are packed side by side would leak into each other, so it can't train packed"
+
+
 def prepare_module(model: nn.Module) -> nn.Module:
     """Eval mode, packed attention, no dropout: for a module built or loaded elsewhere (tests build theirs).
 
     Raises:
-        ModelError: its attention does not go through transformers' attention interface.
+        ModelError: its attention does not go through transformers' attention interface, or tokens meet outside it.
     """
     if not getattr(model, "_supports_attention_backend", False) and not getattr(model, "_supports_sdpa", False):
         raise ModelError(
             f"{type(model).__name__} does not use transformers' attention interface; it can't train packed"
         )
+    config = cast(Any, model).config
+    if others := sorted(set(getattr(config, "layer_types", None) or ()) - SEPARABLE):
+        raise ModelError(f"{type(model).__name__} has {', '.join(others)} layers; {MIXES}")
+    if getattr(model, "_is_stateful", False):
+        raise ModelError(f"{type(model).__name__} carries a state from token to token; {MIXES}")
     cast(Any, model).set_attn_implementation(register())
     return model.eval()
 

@@ -2,7 +2,7 @@
 
 The completions of a group continue one prompt. For attention alone each of them gets the prompt's keys, values and
 queries before its own ("unfolded"), as a document of its own; projections, MLPs and their backward see a prompt's
-tokens once. What a prompt's keys and values are told by its continuations is summed in fp32 and rounded once.
+tokens once. What a prompt's keys and values are told by its continuations is summed in fp32; the sum is rounded once.
 Suffixes: H heads, K key-value heads, T packed tokens, E unfolded tokens, C channels of a head.
 """
 
@@ -128,7 +128,7 @@ class _Unfold(torch.autograd.Function):
     ) -> tuple[Tensor, None]:
         places: Places = ctx.places
         grad_EHC = grad_outputs[0].transpose(0, 1)
-        grad_ED = grad_EHC.reshape(grad_EHC.shape[0], -1)
+        grad_ED = grad_EHC.reshape(grad_EHC.shape[0], -1).contiguous()
         if native.serves(grad_ED):
             sum_TD = native.sum_rows(grad_ED, places.copies, places.offsets)
         else:

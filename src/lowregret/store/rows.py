@@ -192,7 +192,7 @@ class PolicyRow:
     kl: float | None = None
     """Mean of log p - log p_base over the sampled tokens, nats; where it was computed."""
     tokens: int = 0
-    """Tokens sampled and tokens trained on, prompts included, repeated completions once."""
+    """Tokens sampled and tokens trained on, prompts included; what is computed once counts once."""
     seconds: float | None = None
     """Wall time of the step, shared by its slots. Timing: two equal runs differ in it."""
 

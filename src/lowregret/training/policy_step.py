@@ -145,6 +145,7 @@ def learned_from(groups: Sequence[RolloutGroup], rl: RLSpec, most_tokens: int) -
     """
     spec = rl.objective
     completions = [rollout.completion for group in groups for rollout in group.rollouts]
+    assert all(completion.num_tokens for completion in completions), "a completion has at least one token"
     number = len(completions) if spec.normaliser == "completions" else sum(c.num_tokens for c in completions)
     documents: list[_Document] = []
     for group in groups:
@@ -162,7 +163,7 @@ def learned_from(groups: Sequence[RolloutGroup], rl: RLSpec, most_tokens: int) -
 def sharing(prefix: int, branches: Sequence[int], most_tokens: int) -> list[slice]:
     """Which neighbouring branches of a prefix are computed as one document.
 
-    In as few documents as hold `most_tokens` each, with the prefix before every branch: so attention sees them. Each
+    In few documents of at most `most_tokens` each, with the prefix before every branch: so attention sees them. Each
     branch alone where sharing would save less than a third of the tokens: attention keeps keys, values and queries of
     a shared prefix for every branch, so that little saving would cost memory.
 
